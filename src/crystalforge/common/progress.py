@@ -1,0 +1,70 @@
+"""Progress that a person can read on a terminal and a log collector can keep."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+
+class Progress:
+    """Prints `label  done/total  rate unit/s  time left` at most every `interval` seconds.
+
+    Plain lines rather than a redrawn bar: the stages run under KFP and in pods, where output is a log. On a
+    terminal the line is redrawn in place.
+
+    >>> with Progress("pretrain", total=1000, unit="step") as progress:
+    ...     progress.update(1, note="NLL 12.3")   # doctest: +SKIP
+    """
+
+    def __init__(
+        self, label: str, total: int, *, unit: str = "it", start: int = 0, interval: float = 2.0,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.label, self.total, self.unit, self.interval = label, total, unit, interval
+        self.done = self._first = start
+        self._stream = stream if stream is not None else sys.stderr
+        self._redraw = self._stream.isatty()
+        self._began = time.monotonic()
+        self._printed = 0.0
+        self._note = ""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._print(final=True)
+
+    def update(self, amount: int = 1, *, note: str = "") -> None:
+        """Count `amount` more units as done; `note` is shown at the end of the line."""
+        self.done += amount
+        self._note = note or self._note
+        now = time.monotonic()
+        if now - self._printed >= self.interval:
+            self._printed = now
+            self._print()
+
+    def line(self) -> str:
+        """The present state as one line of text."""
+        elapsed = max(time.monotonic() - self._began, 1e-9)
+        rate = (self.done - self._first) / elapsed
+        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        shown_rate = f"{rate:.1f} {self.unit}/s" if rate >= 1 or rate == 0 else f"{1 / rate:.1f} s/{self.unit}"
+        parts = [
+            f"{self.label:<12}", f"{self.done}/{self.total} {self.unit}", shown_rate, f"{_clock(left)} left",
+            self._note,
+        ]
+        return "  ".join(part for part in parts if part)
+
+    def _print(self, final: bool = False) -> None:
+        end = "\n" if final or not self._redraw else ""
+        start = "\r\x1b[K" if self._redraw else ""
+        print(f"{start}{self.line()}", end=end, file=self._stream, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
