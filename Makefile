@@ -1,0 +1,58 @@
+# crystalforge: `make run` does the main job, `make test` checks all of it. Both install what they need first.
+PYTHON ?= python3
+VENV := .venv
+TRITON := .venv-triton
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint format bench images render lock clean
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed $(TRITON)/.installed  ## make .venv (and the reward server's own) with everything run and test need
+
+run: install  ## data -> pre-train -> PPO against a served reward -> evaluate -> register -> report
+	@$(BIN)/crystalforge run --config params.yaml $(ARGS)
+
+test: install lint  ## static checks, then unit, parity, contract and integration tests
+	@$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+lint: install  ## style, types, import rules
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . || { echo "style: 'make format' mends most of it"; exit 1; }
+	@$(BIN)/lint-imports --no-cache >/tmp/crystalforge-imports.$$$$ 2>&1 || { cat /tmp/crystalforge-imports.$$$$; exit 1; }
+	@$(BIN)/pyright --level error
+
+format: install  ## let ruff rewrite what it can
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
+
+bench: install  ## every figure the README claims, one JSON object a line
+	@for file in benchmarks/[a-z]*.py; do echo "# $$file"; $(BIN)/python $$file || exit 1; done
+
+images: ## container images: train and rewards (docker, podman or buildah)
+	@images/build.sh
+
+render: install  ## compiled pipelines and every overlay, into build/
+	@$(BIN)/python -m pipelines.render build
+
+lock:  ## resolve pyproject.toml anew into requirements.lock
+	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet torch==2.13.0 '.[platform,pipelines,training,potentials,evaluation,sources,dev]'
+	{ head -n 1 requirements.lock; build/lock/bin/pip freeze --exclude crystalforge | sed 's/+cpu//'; } > build/lock.txt && mv build/lock.txt requirements.lock
+
+clean:  ## remove environments and builds; runs stay
+	rm -rf $(VENV) $(TRITON) build *.egg-info src/*.egg-info
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@echo "installing into $(VENV) (some minutes on first use)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "crystalforge needs Python 3.11 or later, this is " + sys.version)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The server's wheel exists for Linux on x86-64 and Arm; elsewhere the reward runs in process and the run says so.
+$(TRITON)/.installed: requirements-triton.lock
+	@test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	@$(TRITON)/bin/pip install --quiet --disable-pip-version-check -r requirements-triton.lock \
+	  || echo "no inference server for this platform: rewards will run in process"
+	@touch $@
