@@ -37,7 +37,7 @@ render: install  ## compiled pipelines and every overlay, into build/
 
 lock:  ## resolve pyproject.toml anew into requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet torch==2.13.0 '.[platform,pipelines,training,potentials,evaluation,sources,dev]'
-	{ head -n 1 requirements.lock; build/lock/bin/pip freeze --exclude crystalforge | sed 's/+cpu//'; } > build/lock.txt && mv build/lock.txt requirements.lock
+	{ head -n 1 requirements.lock; build/lock/bin/pip freeze --all --exclude crystalforge --exclude pip | sed 's/+cpu//'; } > build/lock.txt && mv build/lock.txt requirements.lock
 
 clean:  ## remove environments and builds; runs stay
 	rm -rf $(VENV) $(TRITON) build *.egg-info src/*.egg-info
