@@ -1,0 +1,107 @@
+"""Settings of reinforcement fine-tuning. Defaults are the paper's (arXiv 2504.02367, appendix C)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from crystalforge.model.constraints import Constraints
+
+Algorithm = Literal["ppo", "reinforce", "rloo", "grpo", "dpo", "sft"]
+GROUPED: frozenset[str] = frozenset({"grpo", "dpo"})
+
+
+class MonitorConfig(BaseModel):
+    """When to look at the policy through other eyes, and what ends the run. A limit of null is not watched."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every: int = Field(5, ge=1, description="steps between two looks")
+    max_gap: float | None = Field(
+        1.0, gt=0,
+        description="how much more the reward may have risen than the held-out score on the same crystals, in "
+        "standard deviations of each at the first look; needs a held-out reward",
+    )
+    min_unique: float | None = Field(0.5, ge=0, le=1, description="least share of unique crystals in a batch")
+    max_kl: float | None = Field(100.0, gt=0, description="largest KL(policy || base) in nats per crystal")
+    max_floors: float | None = Field(None, ge=0, le=1, description="largest share of floored crystals")
+    max_entropy_loss: float | None = Field(
+        None, gt=0, description="largest fall of the letters' or the elements' entropy, in nats per crystal"
+    )
+    standard_errors: float = Field(
+        2.0, ge=0, description="standard errors by which an estimate must lie beyond its limit"
+    )
+
+
+class FinetuneConfig(BaseModel):
+    """How to fine-tune a model against a reward.
+
+    >>> FinetuneConfig(algorithm="rloo", batch_size=64).passes
+    1
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    algorithm: Algorithm = Field("ppo", description="rule of improvement")
+    steps: int = Field(100, ge=0, description="batches to draw, score and learn from")
+    batch_size: int = Field(100, ge=2, description="crystals per step")
+    tau: float = Field(0.1, gt=0, description="weight of KL(policy || base) against the reward; DPO's beta")
+    learning_rate: float = Field(1e-4, gt=0, description="of Adam")
+    inner_steps: int = Field(
+        3, ge=1, description="passes over each batch; reinforce and rloo make one, whatever is asked"
+    )
+    minibatches: int = Field(1, ge=1, description="optimiser steps per pass")
+    clip: float = Field(0.2, gt=0, lt=1, description="half-width of the ratio's trust interval (PPO, GRPO)")
+    baseline_decay: float = Field(0.95, ge=0, lt=1, description="of the moving baseline (PPO, REINFORCE)")
+    gradient_clip: float = Field(1.0, gt=0, description="largest global norm of the gradient")
+    normalize_advantage: bool = Field(
+        False, description="divide advantages by their spread over the batch (not in the paper)"
+    )
+    kl_stop: float | None = Field(
+        None, gt=0, description="end the passes over a batch once KL(sampling policy || policy) exceeds this"
+    )
+    group_size: int = Field(10, ge=2, description="crystals per drawn space group (GRPO, DPO)")
+    divide_by_spread: bool = Field(True, description="GRPO: divide by the group's standard deviation")
+    keep_component: str = Field("e_above_hull", description="SFT: component of the reward that decides what is kept")
+    keep_below: float = Field(0.1, description="SFT: keep crystals whose component lies below this")
+    pool_size: int = Field(2000, ge=1, description="SFT: how many of the latest kept crystals to learn from")
+
+    spacegroups: tuple[int, ...] | None = Field(
+        None, description="draw from these space groups only, in the training set's proportions; null: all"
+    )
+    constraints: Constraints | None = Field(None, description="what the sampler may draw")
+    max_scored: int | None = Field(None, ge=1, description="stop before more crystals than this are scored")
+    max_seconds: float | None = Field(None, gt=0, description="stop after this long, earlier runs included")
+
+    checkpoint_every: int = Field(5, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="how many to keep")
+    piece_tokens: int = Field(
+        2048, ge=1, description="tokens per forward and backward pass: bounds memory; does not change the result's law"
+    )
+    monitor: MonitorConfig = Field(default_factory=MonitorConfig)
+
+    @model_validator(mode="after")
+    def _coherent(self) -> FinetuneConfig:
+        if self.spacegroups is not None:
+            wrong = [g for g in self.spacegroups if not 1 <= g <= 230]
+            if wrong or not self.spacegroups:
+                raise ValueError(f"space groups are numbered 1 to 230, got {list(self.spacegroups)}")
+        if self.minibatches > self.batch_size:
+            raise ValueError(f"{self.minibatches} minibatches of a batch of {self.batch_size}: some would be empty")
+        if self.grouped and self.batch_size % self.group_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of group_size {self.group_size}, which "
+                f"{self.algorithm} needs"
+            )
+        return self
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the algorithm compares crystals of one space group with each other."""
+        return self.algorithm in GROUPED
+
+    @property
+    def passes(self) -> int:
+        """Optimiser passes over a batch: one where the estimator holds for the sampling policy only."""
+        return 1 if self.algorithm in ("reinforce", "rloo") else self.inner_steps
