@@ -1,0 +1,406 @@
+"""Starts a real Triton server on this machine, knows whether it is well, and ends it without leaving anything.
+
+    with TritonServer(reward_config, instances=2) as server:
+        reward = RemoteReward(server.grpc_url, server.model)
+
+The server listens on the loopback interface only, has no HTTP endpoint, cannot be given models, and its
+administrative protocols are locked with a random key. It is meant for one machine and for CI; a cluster uses the
+current official image with the same repository.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pydantic import BaseModel
+
+from crystalforge.common.errors import InputError
+from crystalforge.integrations.triton import ClientConfig, RemoteReward
+from crystalforge.rewards.protocol import RewardUnavailable
+from serving import guard, installation
+from serving.installation import available
+from serving.repository import ModelSettings, write_model
+from serving.service import Limits
+
+__all__ = ["ServerSecurity", "Statistics", "TritonServer", "available"]
+
+# Locked for everybody: nobody who only wants crystals scored has any business there.
+ADMINISTRATION = "model-repository,logging,trace,shared-memory"
+POLL_S = 0.2
+PROGRESS_S = 5.0
+BIND_ATTEMPTS = 3  # a port found free may be taken before the server binds it
+
+
+@dataclass(frozen=True)
+class ServerSecurity:
+    """What a client must show. Paths are PEM files.
+
+    certificate and key switch TLS on; client_ca asks clients for a certificate as well (mutual TLS). token is a
+    secret that clients send in a header with each call (`ClientConfig.token_file`).
+    """
+
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise InputError("TLS needs both a certificate and its key", remedy="give both, or neither")
+        if self.client_ca is not None and self.certificate is None:
+            raise InputError(
+                "mutual TLS needs the server's own certificate", remedy="give certificate and key"
+            )
+
+    def arguments(self) -> list[str]:
+        """The server's command line options."""
+        arguments = [f"--grpc-restricted-protocol={ADMINISTRATION}:admin={secrets.token_urlsafe(32)}"]
+        if self.token is not None:
+            open_ones = "inference,health,metadata,statistics,model-config"
+            arguments.append(f"--grpc-restricted-protocol={open_ones}:crystalforge={self.token}")
+        if self.certificate is not None:
+            arguments += [
+                "--grpc-use-ssl=true", f"--grpc-server-cert={self.certificate}", f"--grpc-server-key={self.key}",
+            ]  # fmt: skip
+        if self.client_ca is not None:
+            arguments += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.client_ca}"]
+        return arguments
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Triton's own counts for one model since its start, probes included.
+
+    inferences: requests answered; executions: calls of the model (fewer when requests were merged); failures:
+    requests that ended in an error; structures: crystals scored, by status (from our metrics, without probes).
+    """
+
+    inferences: int
+    executions: int
+    failures: int
+    structures: dict[str, int]
+
+
+class TritonServer:
+    """A Triton server on this machine that serves one reward, or several by name.
+
+    Entering the context starts it and returns when every model has proved its golden values and answered a probe;
+    leaving it ends every process and removes what they left. When the owner dies, so does the server.
+    """
+
+    def __init__(
+        self,
+        reward: BaseModel | Mapping[str, BaseModel],
+        *,
+        instances: int = 1,
+        run_dir: Path | None = None,
+        limits: Limits | None = None,
+        security: ServerSecurity | None = None,
+        client: ClientConfig | None = None,
+        grpc_port: int | None = None,
+        metrics_port: int | None = None,
+        address: str = "127.0.0.1",
+        settings: ModelSettings | None = None,
+        startup_s: float = 300.0,
+        quiet: bool = False,
+    ) -> None:
+        """Nothing is started yet.
+
+        reward: the configuration that `crystalforge.rewards.build` takes; several go by name. run_dir: where the
+        repository and the log are written (a temporary folder otherwise). client: how this launcher itself
+        connects, needed with TLS or a token. settings: all options at once (instances and limits override it).
+        """
+        if instances < 1:
+            raise InputError(f"instances = {instances}: a server needs at least one", remedy="give 1 or more")
+        self.rewards = dict(reward) if isinstance(reward, Mapping) else {model_name(reward): reward}
+        base = settings or ModelSettings()
+        self.settings = ModelSettings(
+            instances,
+            base.kind,
+            limits or base.limits,
+            base.max_requests,
+            base.queue_delay_us,
+            base.expected_digest,
+        )
+        self.security = security or ServerSecurity()
+        self.client = client or ClientConfig()
+        self._own_folder = (
+            None if run_dir is not None else tempfile.TemporaryDirectory(prefix="crystalforge-triton-")
+        )
+        self.run_dir = run_dir if run_dir is not None else Path(self._own_folder.name)  # type: ignore[union-attr]
+        self.address, self._grpc_port, self._metrics_port = address, grpc_port, metrics_port
+        self.startup_s, self.quiet = startup_s, quiet
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        if self._own_folder is not None:
+            self._own_folder.cleanup()
+
+    @property
+    def model(self) -> str:
+        """Name of the (first) model served."""
+        return next(iter(self.rewards))
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port of the gRPC endpoint."""
+        return f"{self.address}:{self._grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where Prometheus finds the metrics."""
+        return f"http://{self.address}:{self._metrics_port}/metrics"
+
+    @property
+    def log_path(self) -> Path:
+        """The server's log: its own lines and those of the models."""
+        return self.run_dir / "triton.log"
+
+    @property
+    def server_pid(self) -> int | None:
+        """Process id of tritonserver itself, or None when it does not run."""
+        return next(iter(_children(self._guard.pid)), None) if self._guard is not None else None
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the living workers (Python stubs)."""
+        server = self.server_pid
+        return [pid for pid in _children(server) if "python_backend" in _command(pid)] if server else []
+
+    def start(self) -> None:
+        """Start and wait until the server answers; InputError with the log's last errors when it does not."""
+        assert self._guard is None, "already started"
+        found = installation.find()
+        guard.sweep_shared_memory()
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        repository = self.run_dir / "model_repository"
+        for name, reward in self.rewards.items():
+            write_model(repository, name, reward, self.settings)
+        backends = found.make_backend_folder(self.run_dir / "backends")
+        fixed_ports = self._grpc_port is not None and self._metrics_port is not None
+        for attempt in range(BIND_ATTEMPTS):
+            self._grpc_port = self._grpc_port or _free_port(self.address)
+            self._metrics_port = self._metrics_port or _free_port(self.address)
+            self._launch(found, repository, backends)
+            try:
+                self._wait_until_ready()
+                return
+            except InputError:
+                self.stop()
+                bound_elsewhere = "Address already in use" in self.log_tail(200)
+                if fixed_ports or not bound_elsewhere or attempt == BIND_ATTEMPTS - 1:
+                    raise
+                self._grpc_port = self._metrics_port = None
+            except BaseException:
+                self.stop()
+                raise
+
+    def stop(self) -> None:
+        """End the server and all that belongs to it. Does nothing when it is not running."""
+        if self._guard is None:
+            return
+        self._guard.terminate()
+        try:
+            self._guard.wait(3 * guard.GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._guard.kill()  # the death signal takes the server along
+            self._guard.wait()
+        self._guard = None
+
+    def restart(self) -> None:
+        """Stop and start again on the same ports, so that clients find it."""
+        self.stop()
+        self.start()
+
+    def kill(self) -> None:
+        """Kill the server at once, as a crash would; `restart` brings it back."""
+        server = self.server_pid
+        if server is not None:
+            os.killpg(server, signal.SIGKILL)
+        if self._guard is not None:
+            self._guard.wait()
+
+    def problem(self, *, deadline_s: float = 10.0) -> str | None:
+        """What is wrong with the server, or None when every worker lives and a probe gets the right value.
+
+        Triton itself stays "ready" when a worker has died, so readiness is not asked for: the processes are
+        counted and one known crystal is scored.
+        """
+        if self._guard is None or self._guard.poll() is not None or self.server_pid is None:
+            return "the server is not running"
+        expected = self.settings.instances * len(self.rewards)
+        alive = len(self.worker_pids)
+        if alive < expected:
+            return f"{expected - alive} of {expected} workers died"
+        for name in self.rewards:
+            try:
+                with self.connect(name, deadline_s=deadline_s, patience_s=0.0) as reward:
+                    reward.probe()
+            except RewardUnavailable as error:
+                return str(error)
+        return None
+
+    def healthy(self, *, deadline_s: float = 10.0) -> bool:
+        """Whether `problem` finds none."""
+        return self.problem(deadline_s=deadline_s) is None
+
+    def connect(self, name: str | None = None, **changes: Any) -> RemoteReward:
+        """A client for this server; `changes` override fields of the client configuration."""
+        return RemoteReward(self.grpc_url, name or self.model, config=self.client.model_copy(update=changes))
+
+    def statistics(self, name: str | None = None) -> Statistics:
+        """Triton's counts for a model (the first one unless named)."""
+        name = name or self.model
+        with self.connect(name) as reward:
+            counts = reward.statistics()
+        return Statistics(**counts, structures=self._scored(name))
+
+    def log_tail(self, lines: int = 30) -> str:
+        """The last lines of the server's log."""
+        if not self.log_path.exists():
+            return ""
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+
+    def _launch(self, found: installation.Installation, repository: Path, backends: Path) -> None:
+        command = [
+            str(found.server),
+            f"--model-repository={repository}",
+            f"--backend-directory={backends}",
+            "--backend-config=python,shm-region-prefix-name=@SHM@",
+            "--model-control-mode=none",
+            "--disable-auto-complete-config",  # otherwise each worker is started once more, only to be asked
+            "--strict-readiness=true",
+            "--exit-timeout-secs=3",
+            "--allow-http=false",
+            f"--grpc-address={self.address}",
+            f"--grpc-port={self._grpc_port}",
+            "--allow-gpu-metrics=false",
+            f"--metrics-address={self.address}",
+            f"--metrics-port={self._metrics_port}",
+            *self.security.arguments(),
+        ]
+        program = [sys.executable, "-S", "-E", str(Path(guard.__file__)), str(os.getpid()), *command]
+        with self.log_path.open("ab") as log:
+            self._guard = subprocess.Popen(
+                program, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=found.environment()
+            )
+
+    def _wait_until_ready(self) -> None:
+        assert self._guard is not None
+        began = said = time.monotonic()
+        names = ", ".join(self.rewards)
+        while True:
+            if self._guard.poll() is not None:
+                raise InputError(
+                    f"the reward server ended while it started: {self._reasons()}",
+                    source=self.log_path,
+                    remedy="mend what it names; the log has the whole story",
+                )
+            if _listens(self.address, self._grpc_port):
+                break
+            now = time.monotonic()
+            if now - began > self.startup_s:
+                raise InputError(
+                    f"the reward server was not ready after {self.startup_s:.0f} s",
+                    source=self.log_path,
+                    remedy="look into the log, or allow it more time",
+                )
+            if now - said > PROGRESS_S and not self.quiet:
+                said = now
+                print(
+                    f"serve         starting Triton with {names}  {now - began:.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            time.sleep(POLL_S)
+        trouble = self.problem(deadline_s=60.0)
+        if trouble is not None:
+            raise InputError(f"the reward server started but is not well: {trouble}", source=self.log_path)
+        if not self.quiet:
+            print(
+                f"serve         Triton answers at {self.grpc_url} with {names}, "
+                f"{self.settings.instances} worker(s), after {time.monotonic() - began:.0f} s",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+
+    def _reasons(self) -> str:
+        """What the log says went wrong, most specific first."""
+        text = self.log_path.read_text(errors="replace")
+        found = re.findall(r"(?:\w*Error|refusing to serve): [^\n]+", text)
+        errors = re.findall(r"^E\d{4} [^\]]+\] \"?([^\n\"]+)", text, flags=re.MULTILINE)
+        unique = list(dict.fromkeys((found or errors)[-3:]))
+        return "; ".join(unique) or f"exit code {self._guard.returncode if self._guard else '?'}"
+
+    def _scored(self, name: str) -> dict[str, int]:
+        pattern = re.compile(r"crystalforge_structures_total\{([^}]*)\} ([0-9.e+]+)")
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            self.metrics_url, timeout=10
+        ) as page:
+            text = page.read().decode()
+        result: dict[str, int] = {}
+        for labels, value in pattern.findall(text):
+            pairs = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+            if pairs.get("model") == name:
+                result[pairs["status"]] = result.get(pairs["status"], 0) + int(float(value))
+        return result
+
+
+def model_name(reward: BaseModel) -> str:
+    """The name under which a reward is served when none is given: its kind."""
+    return str(getattr(reward, "kind", "reward"))
+
+
+def _free_port(address: str) -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+def _listens(address: str, port: int | None) -> bool:
+    assert port is not None
+    with contextlib.closing(socket.socket()) as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((address, port)) == 0
+
+
+def _children(parent: int | None) -> list[int]:
+    """Living (not zombie) child processes of `parent`, from /proc."""
+    return [pid for pid, (above, state) in _processes() if above == parent and state not in "ZX"]
+
+
+def _processes() -> Iterator[tuple[int, tuple[int, str]]]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                # "pid (name) state ppid ...", where the name may hold spaces and brackets
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                yield int(entry.name), (int(parent), state)
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
