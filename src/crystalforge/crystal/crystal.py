@@ -91,9 +91,7 @@ class PackedCrystals:
         empty = Crystal.of(np.zeros((3, 3)), [], [])
         rows = [empty if crystal is None else crystal for crystal in crystals]
         if not rows:
-            return cls(
-                np.zeros((0, 3, 3)), np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 3))
-            )
+            return cls(np.zeros((0, 3, 3)), np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 3)))
         return cls(
             np.stack([row.lattice for row in rows]),
             np.array([len(row) for row in rows], dtype=np.int32),
