@@ -13,7 +13,7 @@ help:  ## show this list
 install: $(VENV)/.installed $(TRITON)/.installed  ## make .venv (and the reward server's own) with everything run and test need
 
 run: install  ## data -> pre-train -> PPO against a served reward -> evaluate -> register -> report
-	@$(BIN)/crystalforge run --config params.yaml $(ARGS)
+	@$(BIN)/crystalforge run --end-with-parent --config params.yaml $(ARGS)
 
 test: install lint  ## static checks, then unit, parity, contract and integration tests
 	@$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)

@@ -45,6 +45,4 @@ def _rebuild(problem: str, source: object, record: object, remedy: str | None) -
 
 def missing_extra(module: str, extra: str, error: ImportError) -> InputError:
     """The error to raise when an optional dependency is absent: it names the command that installs it."""
-    return InputError(
-        f"{module} is not installed ({error})", remedy=f"pip install 'crystalforge[{extra}]'"
-    )
+    return InputError(f"{module} is not installed ({error})", remedy=f"pip install 'crystalforge[{extra}]'")

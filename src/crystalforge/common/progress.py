@@ -18,7 +18,13 @@ class Progress:
     """
 
     def __init__(
-        self, label: str, total: int, *, unit: str = "it", start: int = 0, interval: float = 2.0,
+        self,
+        label: str,
+        total: int,
+        *,
+        unit: str = "it",
+        start: int = 0,
+        interval: float = 2.0,
         stream: TextIO | None = None,
     ) -> None:
         self.label, self.total, self.unit, self.interval = label, total, unit, interval
@@ -49,9 +55,14 @@ class Progress:
         elapsed = max(time.monotonic() - self._began, 1e-9)
         rate = (self.done - self._first) / elapsed
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
-        shown_rate = f"{rate:.1f} {self.unit}/s" if rate >= 1 or rate == 0 else f"{1 / rate:.1f} s/{self.unit}"
+        shown_rate = (
+            f"{rate:.1f} {self.unit}/s" if rate >= 1 or rate == 0 else f"{1 / rate:.1f} s/{self.unit}"
+        )
         parts = [
-            f"{self.label:<12}", f"{self.done}/{self.total} {self.unit}", shown_rate, f"{_clock(left)} left",
+            f"{self.label:<12}",
+            f"{self.done}/{self.total} {self.unit}",
+            shown_rate,
+            f"{_clock(left)} left",
             self._note,
         ]
         return "  ".join(part for part in parts if part)

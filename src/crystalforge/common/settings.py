@@ -23,14 +23,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise InputError("file not found", source=path, remedy="give the path of a YAML file with --config") from None
+        raise InputError(
+            "file not found", source=path, remedy="give the path of a YAML file with --config"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"not valid YAML: {error}", source=path, remedy="mend the line that it names") from None
+        raise InputError(
+            f"not valid YAML: {error}", source=path, remedy="mend the line that it names"
+        ) from None
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise InputError(
-            f"holds a {type(value).__name__}, expected sections of keys and values", source=path,
+            f"holds a {type(value).__name__}, expected sections of keys and values",
+            source=path,
             remedy="see params.yaml for the layout",
         )
     return value
@@ -55,7 +60,8 @@ def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
             below = target.setdefault(name, {})
             if not isinstance(below, dict):
                 raise InputError(
-                    f"{name!r} in {path!r} is a single value ({below!r}), not a section", source="--set",
+                    f"{name!r} in {path!r} is a single value ({below!r}), not a section",
+                    source="--set",
                     remedy="leave out what stands after it",
                 )
             target = below

@@ -1,0 +1,40 @@
+"""Base and tuned model -> one table of crystals, one summary, one report."""
+
+from kfp import dsl
+
+from components.image import TRAIN_IMAGE
+
+
+@dsl.component(base_image=TRAIN_IMAGE, packages_to_install=[], install_kfp_package=False)
+def evaluate(
+    workspace: str,
+    seed: int,
+    reward_config: dict,
+    service_config: dict,
+    evaluate_config: dict,
+    tracking_config: dict,
+    dataset: dsl.Input[dsl.Dataset],
+    base: dsl.Input[dsl.Model],
+    tuned: dsl.Input[dsl.Model],
+    evaluation: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Judge both models by the same protocol and write the report."""
+    from crystalforge.stages.component import execute
+
+    execute(
+        "evaluate",
+        workspace,
+        sections={
+            "seed": seed,
+            "reward": reward_config,
+            "service": service_config,
+            "evaluate": evaluate_config,
+            "tracking": tracking_config,
+        },
+        inputs={"data": dataset.path, "base": base.path, "tuned": tuned.path},
+        outputs=evaluation.path,
+        metadata=[evaluation.metadata, metrics.metadata],
+        files={"report.html": report.path},
+    )

@@ -1,0 +1,66 @@
+"""The main job: data -> base model -> tuned model -> evaluation -> registry."""
+
+from kfp import dsl
+
+import components
+
+
+@dsl.pipeline(name="discovery", description="From crystals to a tuned, evaluated and registered generator.")
+def discovery(
+    workspace: str,
+    seed: int,
+    data_config: dict,
+    model_config: dict,
+    pretrain_config: dict,
+    reward_config: dict,
+    service_config: dict,
+    finetune_config: dict,
+    evaluate_config: dict,
+    register_config: dict,
+    tracking_config: dict,
+    data_version: str = "",
+):
+    """Each parameter ending in `_config` is the section of params.yaml by that name."""
+    data = components.ingest(
+        workspace=workspace,
+        data_config=data_config,
+        tracking_config=tracking_config,
+        data_version=data_version,
+    )
+    base = components.pretrain(
+        workspace=workspace,
+        seed=seed,
+        model_config=model_config,
+        pretrain_config=pretrain_config,
+        tracking_config=tracking_config,
+        dataset=data.outputs["dataset"],
+    )
+    tuned = components.finetune(
+        workspace=workspace,
+        seed=seed,
+        reward_config=reward_config,
+        service_config=service_config,
+        finetune_config=finetune_config,
+        tracking_config=tracking_config,
+        dataset=data.outputs["dataset"],
+        base=base.outputs["model"],
+    )
+    evaluation = components.evaluate(
+        workspace=workspace,
+        seed=seed,
+        reward_config=reward_config,
+        service_config=service_config,
+        evaluate_config=evaluate_config,
+        tracking_config=tracking_config,
+        dataset=data.outputs["dataset"],
+        base=base.outputs["model"],
+        tuned=tuned.outputs["model"],
+    )
+    components.register(
+        workspace=workspace,
+        register_config=register_config,
+        tracking_config=tracking_config,
+        base=base.outputs["model"],
+        tuned=tuned.outputs["model"],
+        evaluation=evaluation.outputs["evaluation"],
+    )

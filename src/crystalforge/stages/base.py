@@ -1,0 +1,192 @@
+"""What every stage does around its work: skip what is done, resume what is not, record, and fail legibly.
+
+A stage owns one directory. `stage.json` in it is written last and says what made the outputs (a key over the
+configuration sections and the inputs' content) and what they are (their content hash), so that the next stage's key
+follows from it and a finished stage costs nothing when it is asked for again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from crystalforge.common.errors import InputError
+from crystalforge.common.files import sha256_json, write_json
+
+if TYPE_CHECKING:
+    from crystalforge.config import Config
+    from crystalforge.integrations.mlflow import StageRun
+
+RECORD = "stage.json"
+KEY = ".key"  # written first: whose outputs a directory holds, finished or not
+ERROR = "error.json"
+PIPELINE_VARIABLE = "CRYSTALFORGE_PIPELINE_PID"  # a local pipeline's steps end with the process that runs it
+
+
+class StaleOutputs(InputError):
+    """The directory belongs to another configuration."""
+
+
+@dataclass
+class Stage:
+    """Context manager around a stage's work.
+
+    with Stage("pretrain", config, out, sections=("seed", "model", "pretrain"), inputs={"data": data}) as stage:
+        if stage.finished is None:
+            ...
+            stage.finish(content_hash, {"nll": 12.3})
+    return stage.outcome
+    """
+
+    name: str
+    config: Config
+    out: Path
+    sections: tuple[str, ...]
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._parents = {name: read_record(path, f"the input {name!r}") for name, path in self.inputs.items()}
+        self.key = sha256_json(
+            {
+                "stage": self.name,
+                "config": self.config.sections(self.sections),
+                "inputs": {name: record["content"] for name, record in self._parents.items()},
+            }
+        )
+        self.outcome: dict[str, Any] = {}
+        self.run: StageRun | None = None
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Stage:
+        record = self.finished
+        if record is not None:
+            self.outcome = record
+            print(f"{self.name}: done before, reused ({self.out})", file=sys.stderr)
+            return self
+        begun = self.out / KEY
+        if begun.exists() and begun.read_text() != self.key:
+            raise StaleOutputs(
+                f"{self.out} holds outputs of another configuration or of other inputs",
+                source=self.name,
+                remedy="give another output directory, or --replace to drop these",
+            )
+        self.out.mkdir(parents=True, exist_ok=True)
+        begun.write_text(self.key)
+        (self.out / ERROR).unlink(missing_ok=True)
+        self.run = self._open_record()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.run is not None:
+            self.run.__exit__(kind, error, trace)
+        assert kind is not None or self.outcome, f"{self.name} ended without finish()"
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """The record of an earlier, equal execution in this directory, or None."""
+        path = self.out / RECORD
+        record = json.loads(path.read_text()) if path.exists() else None
+        return record if record is not None and record["key"] == self.key else None
+
+    def finish(self, content: str, metrics: Mapping[str, Any]) -> None:
+        """Declare the outputs complete: `content` is their hash, `metrics` what is worth knowing of them."""
+        self.outcome = {
+            "stage": self.name,
+            "key": self.key,
+            "content": content,
+            "inputs": {name: record["content"] for name, record in self._parents.items()},
+            "metrics": dict(metrics),
+            "seconds": round(time.monotonic() - self._began, 1),
+            "mlflow_run_id": self.run.run_id if self.run is not None else None,
+        }
+        if self.run is not None:
+            numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+            self.run.metrics(0, numbers)
+            self.run.tags({"content": content, "key": self.key})
+        write_json(self.out / RECORD, self.outcome)
+
+    def on_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """The hook that loops call at each step; feeds the tracking server when there is one."""
+        if self.run is not None:
+            self.run.metrics(step, values)
+
+    def dataset(self, name: str, record: Mapping[str, Any]) -> None:
+        """Record the data set that this stage made or read."""
+        if self.run is not None:
+            self.run.dataset(name, record["content"], str(self.out), record.get("metrics", {}))
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Store a file with the tracked run."""
+        if self.run is not None:
+            self.run.artifact(path, folder)
+
+    def _open_record(self) -> StageRun | None:
+        if not self.config.tracking.enabled:
+            return None
+        from crystalforge.integrations import mlflow as tracking
+
+        root = Path(self.config.tracking.directory)
+        uri = tracking.tracking_uri(self.config.tracking.uri, root)
+        run = tracking.StageRun(uri, self.config.tracking.experiment, root, self.name, self.out)
+        run.params(self.config.sections(self.sections))
+        parents = {f"input.{name}": record["content"] for name, record in self._parents.items()}
+        run.tags(parents | {"stage": self.name, "directory": str(self.out)})
+        return run
+
+
+def read_record(directory: Path, what: str) -> dict[str, Any]:
+    """The record of a finished stage; InputError when `directory` is none."""
+    path = directory / RECORD
+    if not path.exists():
+        raise InputError(
+            f"{what} is not a finished stage's directory: it has no {RECORD}",
+            source=directory,
+            remedy="run the stage that makes it, or correct the path",
+        )
+    return json.loads(path.read_text())
+
+
+@contextmanager
+def reporting(workspace: Path) -> Iterator[None]:
+    """Turn a user's mistake, or a service that is away, into one message, a note in `workspace` and exit code 2.
+
+    Pipeline engines report a failed step as "failed"; the note is how whoever started the pipeline learns why.
+    """
+    from crystalforge.rewards import RewardUnavailable
+
+    try:
+        yield
+    except (InputError, RewardUnavailable) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        workspace.mkdir(parents=True, exist_ok=True)
+        write_json(workspace / ERROR, {"error": str(error)})
+        raise SystemExit(2) from None
+
+
+def end_with(process: int) -> None:
+    """End this process when `process` has ended, however that happened.
+
+    A stage must not go on by itself after its pipeline was killed: a second run would meet it in the same
+    directory. A thread watches, because the pipeline is not always our direct parent.
+    """
+
+    def watch() -> None:
+        while True:
+            try:
+                os.kill(process, 0)
+            except ProcessLookupError:
+                os._exit(143)
+            time.sleep(0.5)
+
+    threading.Thread(target=watch, name="watch-pipeline", daemon=True).start()

@@ -1,0 +1,59 @@
+"""How a pipeline step runs a stage: work in the workspace, hand over as an artifact."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from crystalforge.stages.base import PIPELINE_VARIABLE, end_with, reporting
+
+# Engine state serves to resume and is many times the weights' size; it stays in the workspace.
+NOT_HANDED_OVER = shutil.ignore_patterns("checkpoint*", "service", "*.tmp", "chunks", "journal*")
+
+
+def execute(
+    stage: str,
+    workspace: str,
+    *,
+    sections: Mapping[str, Any],
+    outputs: str,
+    inputs: Mapping[str, str] | None = None,
+    metadata: Sequence[dict[str, Any]] = (),
+    files: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Run `stage` in `workspace/<stage>` with a configuration of `sections` and copy what it made to `outputs`.
+
+    inputs: directories that earlier steps handed over, by the stage's argument names. metadata: artifact metadata to
+    fill with the stage's metrics. files: single files of the stage's directory to copy to further artifacts.
+    Exits with code 2 and one message on a user's mistake. Returns the stage's record.
+    """
+    pipeline = os.environ.get(PIPELINE_VARIABLE)
+    if pipeline:
+        end_with(int(pipeline))
+    with reporting(Path(workspace)):
+        from crystalforge.config import from_sections
+
+        config = from_sections(**sections)
+        out = Path(workspace) / stage
+        function = getattr(import_module(f"crystalforge.stages.{stage}"), stage)
+        record = function(config, **{name: Path(path) for name, path in (inputs or {}).items()}, out=out)
+        if Path(outputs).exists():
+            shutil.rmtree(outputs)
+        shutil.copytree(out, outputs, ignore=NOT_HANDED_OVER)
+        for name, target in (files or {}).items():
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(out / name, target)
+        for values in metadata:
+            values.update(
+                {
+                    key: value
+                    for key, value in record["metrics"].items()
+                    if isinstance(value, (int, float, str))
+                }
+            )
+            values["content"] = record["content"]
+    return record

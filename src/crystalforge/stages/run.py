@@ -1,0 +1,207 @@
+"""The main job on this machine: the discovery pipeline by the workflow engine's own local runner.
+
+runs/<id>/config.yaml     what was asked for
+runs/<id>/<stage>/        each stage's directory: an interrupted run goes on from there
+runs/<id>/summary.json    base beside tuned, each figure with its interval
+runs/latest               the newest run
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from crystalforge.common.errors import InputError
+from crystalforge.common.files import atomic_file, write_json
+from crystalforge.stages.base import ERROR, PIPELINE_VARIABLE
+from crystalforge.stages.service import URL_VARIABLE
+
+if TYPE_CHECKING:
+    from crystalforge.config import Config
+
+SUMMARY = "summary.json"
+STAGES = ("ingest", "pretrain", "finetune", "evaluate", "register")
+
+
+def run(config: Config, directory: Path, *, fresh: bool = False) -> Path:
+    """Run all stages in `directory/<id>` and print what came out; returns the run's directory.
+
+    The newest unfinished run of the same configuration goes on where it stopped, unless `fresh`. Raises InputError
+    (or exits with code 2) on a user's mistake; what was computed by then is kept.
+    """
+    # One thread for each process: the reward's instances and the learner share the cores, and small matrices are
+    # slower on two threads than on one.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+    directory.mkdir(parents=True, exist_ok=True)
+    place = None if fresh else _unfinished(config, directory)
+    if place is None:
+        place = directory / f"{datetime.now():%Y%m%d-%H%M%S}-{config.digest[:6]}"
+        place.mkdir()
+        with atomic_file(place / "config.yaml") as path:
+            path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False))
+    else:
+        print(f"run {place.name} was interrupted: it goes on", file=sys.stderr)
+    _point_latest(directory, place)
+    began = time.monotonic()
+    with _locked(place):
+        (place / ERROR).unlink(missing_ok=True)
+        with _tracked(config, place), _served(config, place):
+            _execute(config, place)
+            summary = _summarise(place, seconds=time.monotonic() - began)
+    _print(place, summary)
+    return place
+
+
+def _execute(config: Config, place: Path) -> None:
+    """Run the pipeline by KFP's local runner; a step's own error message becomes ours."""
+    try:
+        from kfp import local
+    except ImportError as error:
+        from crystalforge.common.errors import missing_extra
+
+        raise missing_extra("kfp", "pipelines", error) from None
+    from pipelines.arguments import arguments
+    from pipelines.discovery import discovery
+
+    warnings.filterwarnings("ignore", module="kfp")
+    logging.getLogger("kfp").setLevel(logging.WARNING)
+    os.environ[PIPELINE_VARIABLE] = str(os.getpid())
+    local.init(
+        local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(place / "pipeline"),
+        raise_on_error=True,
+        enable_caching=True,
+    )
+    try:
+        discovery(**arguments(config, str(place.resolve())))
+    except RuntimeError:
+        note = place / ERROR
+        if note.exists():
+            raise InputError(json.loads(note.read_text())["error"]) from None
+        raise
+
+
+@contextmanager
+def _tracked(config: Config, place: Path) -> Iterator[str | None]:
+    """Open the pipeline's tracked run; its id reaches the stages as the workflow engine would hand it over."""
+    if not config.tracking.enabled:
+        yield None
+        return
+    from crystalforge.integrations import mlflow as tracking
+
+    root = Path(config.tracking.directory)
+    uri = tracking.tracking_uri(config.tracking.uri, root)
+    api = tracking.client(uri)
+    note = place / "mlflow_run_id"
+    known = note.read_text().strip() if note.exists() else None
+    parent = tracking.open_parent(api, config.tracking.experiment, root, place.name, known)
+    note.write_text(parent + "\n")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    os.environ[tracking.PARENT_VARIABLE] = parent
+    try:
+        yield parent
+    except BaseException:
+        api.set_terminated(parent, status="FAILED")
+        raise
+    for name in (SUMMARY, "config.yaml"):
+        if (place / name).exists():
+            api.log_artifact(parent, str(place / name))
+    report = place / "evaluate" / "report.html"
+    if report.exists():
+        api.log_artifact(parent, str(report))
+    api.set_terminated(parent, status="FINISHED")
+
+
+@contextmanager
+def _served(config: Config, place: Path) -> Iterator[None]:
+    """One reward server for all stages, started while the first ones work; none where a stage must see to it."""
+    from serving.launcher import TritonServer, available
+
+    wanted = (
+        config.service.url is None and URL_VARIABLE not in os.environ and config.service.mode != "in-process"
+    )
+    if not wanted or not available()[0]:
+        yield
+        return
+    with TritonServer(
+        config.reward, instances=config.service.instances, directory=place / "service"
+    ) as server:
+        os.environ[URL_VARIABLE] = server.grpc_url
+        try:
+            yield
+        finally:
+            del os.environ[URL_VARIABLE]
+            write_json(place / "service.json", server.statistics())
+
+
+@contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    """One process in a run's directory: a killed run's steps need a moment to notice that they are alone."""
+    with (place / ".lock").open("w") as lock:
+        for attempt in range(20):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == 0:
+                    print(f"waiting for another process that works in {place}", file=sys.stderr)
+                time.sleep(0.5)
+        else:
+            raise InputError(
+                "another process works on this run",
+                source=place,
+                remedy="wait for it, or give --fresh for a new run",
+            )
+        yield
+
+
+def _unfinished(config: Config, directory: Path) -> Path | None:
+    """The newest run of this configuration that has no summary yet."""
+    for place in sorted(
+        (path for path in directory.iterdir() if path.is_dir() and not path.is_symlink()), reverse=True
+    ):
+        asked = place / "config.yaml"
+        if asked.exists() and not (place / SUMMARY).exists():
+            same = yaml.safe_load(asked.read_text()) == config.model_dump(mode="json", by_alias=True)
+            return place if same else None
+        if asked.exists():
+            return None
+    return None
+
+
+def _point_latest(directory: Path, place: Path) -> None:
+    link = directory / ".latest"
+    link.unlink(missing_ok=True)
+    link.symlink_to(place.name)
+    os.replace(link, directory / "latest")
+
+
+def _summarise(place: Path, seconds: float) -> dict[str, Any]:
+    """Gather what the stages found into `summary.json`, whose presence says that the run is complete."""
+    from crystalforge.stages.base import read_record
+
+    records = {name: read_record(place / name, name) for name in STAGES}
+    summary = {
+        "run": place.name,
+        "seconds": round(seconds, 1),
+        "seconds_by_stage": {name: record["seconds"] for name, record in records.items()},
+        **json.loads((place / "evaluate" / SUMMARY).read_text()),
+        "registered": records["register"]["metrics"],
+        "report": str(place / "evaluate" / "report.html"),
+        "content": {name: record["content"] for name, record in records.items()},
+    }
+    write_json(place / SUMMARY, summary)
+    return summary
