@@ -1,0 +1,78 @@
+"""From a configuration to a reward that has proved itself on its golden values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from crystalforge.common.errors import InputError
+from crystalforge.potentials.base import Potential
+from crystalforge.rewards.base import GuardedReward, Judge
+from crystalforge.rewards.config import EHullReward, RewardConfig
+from crystalforge.rewards.golden import golden_values, pinned_values, verify
+from crystalforge.rewards.protocol import Reward, RewardVersion
+
+
+def parse(settings: Any) -> RewardConfig:
+    """A reward's configuration from plain data (YAML, JSON); InputError names the key that is wrong."""
+    try:
+        return TypeAdapter(RewardConfig).validate_python(settings)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise InputError("; ".join(lines), source="reward") from error
+
+
+def build(config: RewardConfig) -> Reward:
+    """Load models and hull, judge the golden crystals, and return the reward.
+
+    Raises InputError when a file or package is missing, when scales do not fit together, and when the golden
+    values are not reproduced. For speed on a CPU call `torch.set_num_threads(1)` and run one process per
+    core.
+    """
+    return _Builder().build(config)
+
+
+class _Builder:
+    """Builds a tree of rewards; equal potentials, models and hulls within it are loaded once."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
+
+    def build(self, config: RewardConfig) -> GuardedReward:
+        judge = self._judge(config)
+        reward = GuardedReward(
+            judge,
+            name=config.name or config.kind,
+            settings=config.model_dump(mode="json"),
+            guards=config.guards,
+            floor=config.floor,
+            cap=config.cap,
+        )
+        seen = golden_values(reward)
+        pinned = config.golden if config.golden is not None else pinned_values(reward.version.digest)
+        verify(reward.version.name, seen, pinned or {}, config.golden_tolerance)
+        reward.version = RewardVersion(reward.version.name, reward.version.digest, seen)
+        return reward
+
+    def _judge(self, config: RewardConfig) -> Judge:
+        if isinstance(config, EHullReward):
+            from crystalforge.rewards.ehull import EHullJudge
+            from crystalforge.thermo import HullStore
+
+            hull = self._once(
+                f"hull|{config.hull}|{config.hull_scale}",
+                lambda: HullStore.open(config.hull, scale=config.hull_scale),
+            )
+            return EHullJudge(config, self._potential(config.potential), hull)
+        raise AssertionError(config)
+
+    def _potential(self, config: Any) -> Potential:
+        from crystalforge.potentials import load
+
+        return self._once(config.model_dump_json(), lambda: load(config))
+
+    def _once(self, key: str, make: Any) -> Any:
+        if key not in self._loaded:
+            self._loaded[key] = make()
+        return self._loaded[key]
