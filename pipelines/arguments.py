@@ -11,6 +11,4 @@ def arguments(config: Config, workspace: str) -> dict[str, Any]:
     """The parameters of `discovery` for this configuration."""
     sections = config.model_dump(mode="json", by_alias=True)
     seed = sections.pop("seed")
-    return {"workspace": workspace, "seed": seed} | {
-        f"{name}_config": value for name, value in sections.items()
-    }
+    return {"workspace": workspace, "seed": seed} | {f"{name}_config": value for name, value in sections.items()}
