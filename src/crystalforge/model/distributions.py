@@ -127,8 +127,8 @@ class LatticeBounds:
     """
 
     length: float = 0.5
-    angle: float = 0.15
-    triclinic: float = 0.02
+    angle: float = 0.2
+    triclinic: float = 0.05
 
 
 BOUNDS = LatticeBounds()

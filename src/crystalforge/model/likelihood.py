@@ -11,11 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crystalforge.crystal.tokens import Tokens
 from crystalforge.model.batch import TokenBatch
 from crystalforge.model.distributions import (
+    BOUNDS,
     Law,
+    allowed_wyckoff,
     coord_log_density,
     element_log_probs,
+    lattice_in_bounds,
     lattice_log_density,
     next_wyckoff_log_probs,
     scored_coords,
@@ -50,7 +54,7 @@ class LogProb:
 def log_prob(model: CrystalFormer, batch: TokenBatch, *, law: Law = "exact") -> LogProb:
     """Score `batch` under `model`. -inf where the law forbids a token (and only there).
 
-    Pads cost nothing: pass `batch.truncated()`.
+    Pads cost nothing: pass `batch.truncated()`. In the exact law the batch must keep a pad slot after each crystal.
     """
     return log_prob_from_heads(model(batch), batch, law=law, max_sites=model.config.max_sites)
 
@@ -65,9 +69,7 @@ def log_prob_from_heads(heads: Heads, batch: TokenBatch, *, law: Law = "exact", 
             coord_log_density(heads.coords, batch.coords),
             0.0,
         ).sum(dim=(1, 2)),
-        lattice=lattice_log_density(
-            heads.lattice.at(lattice_slot(batch, law)), batch.lattice, batch.spacegroup, law
-        ),
+        lattice=lattice_log_density(heads.lattice.at(lattice_slot(batch, law)), batch.lattice, batch.spacegroup, law),
     )
 
 
@@ -95,3 +97,38 @@ def _wyckoff(heads: Heads, batch: TokenBatch, law: Law, max_sites: int) -> Float
 
 def _gather(log_probs: Float[Tensor, "B S C"], choice: Tensor) -> Float[Tensor, "B S"]:
     return log_probs.gather(-1, choice[..., None]).squeeze(-1)
+
+
+def impossible(tokens: Tokens, *, max_sites: int, law: Law = "exact") -> list[str | None]:
+    """For each crystal why the law gives it probability 0 whatever the weights, or None when it does not.
+
+    Looks at the number of sites, letters, elements, coordinates and, in the exact law, the cell's bounds. Training
+    data must be possible, or the loss is infinite. `max_sites`: slots of the model, one more than sites allowed.
+    """
+    batch = TokenBatch.from_tokens(tokens, dtype=torch.float64)
+    allowed = [allowed_wyckoff(batch.spacegroup, None)[:, None]]
+    groups = batch.spacegroup[:, None].expand(-1, batch.slots)
+    if batch.slots > 1:
+        allowed.append(allowed_wyckoff(groups[:, 1:], batch.wyckoff[:, :-1]))
+    letters = _gather(torch.cat(allowed, dim=1), batch.wyckoff).all(dim=1)
+    elements = ((batch.element > 0) == batch.is_site).all(dim=1)
+    coords = batch.coords.isfinite().all(dim=2).all(dim=1)
+    cell = batch.lattice.isfinite().all(dim=1)
+    if law == "exact":
+        cell &= lattice_in_bounds(batch.lattice, batch.spacegroup)
+    reasons: list[str | None] = []
+    for row, ok in enumerate((letters & elements & coords & cell & (batch.n_sites < max_sites)).tolist()):
+        if ok:
+            reasons.append(None)
+        elif int(batch.n_sites[row]) >= max_sites:
+            reasons.append(f"{int(batch.n_sites[row])} sites, the model takes {max_sites - 1} at most")
+        elif not letters[row]:
+            reasons.append("its Wyckoff letters cannot follow one another in its space group")
+        elif not elements[row]:
+            reasons.append("a site without element, or an element without site")
+        elif not coords[row]:
+            reasons.append("a coordinate is not a number")
+        else:
+            cell_text = ", ".join(f"{value:.3g}" for value in batch.lattice[row].tolist())
+            reasons.append(f"the cell (scaled Å and radians) {cell_text} is outside {BOUNDS}")
+    return reasons

@@ -24,7 +24,7 @@ class SymmetryTables:
     """
 
     multiplicity: Int64[Tensor, "230 28"]
-    n_letters: Int64[Tensor, "230"]
+    n_letters: Int64[Tensor, " 230"]
     is_fixed: Bool[Tensor, "230 28"]
     varies: Bool[Tensor, "230 28 3"]
     is_free: Bool[Tensor, "230 28 3"]
