@@ -1,1 +1,1 @@
-"""The reward service: a Triton model repository, a launcher for one machine, and what fills the repository."""
+"""The reward service: Triton's model repository, what fills it, and a launcher for one machine."""

@@ -1,8 +1,9 @@
 """Runs the inference server and makes sure that it never outlives whoever asked for it.
 
-A process of its own, standard library only, because it must do its work when the asking process was killed: it ends
-the server's whole process group (Triton and its Python workers) and removes the shared memory that they leave in
-/dev/shm. Usage: `python guard.py PARENT_PID COMMAND...`; `@SHM@` in the command becomes the prefix of the regions' names.
+A process of its own, standard library only, because it must do its work when the asking process was killed:
+it ends the server's whole process group (Triton and its Python workers) and removes the shared memory that
+they leave in /dev/shm. Usage: `python guard.py PARENT_PID COMMAND...`; `@SHM@` in the command becomes the
+prefix of the regions' names.
 """
 
 from __future__ import annotations

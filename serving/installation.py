@@ -1,8 +1,8 @@
 """Where Triton is on this machine, and whether it can run with this Python.
 
-The server comes inside the wheel of nvidia-pytriton, in an environment of its own (it pins numpy < 2). Its Python
-backend starts one *stub* process per worker; the stub embeds libpython and becomes whatever interpreter comes first
-on PATH, which is how models run in the environment that launched the server.
+The server comes inside the wheel of nvidia-pytriton, in an environment of its own (it pins numpy < 2). Its
+Python backend starts one *stub* process per worker; the stub embeds libpython and becomes whatever
+interpreter comes first on PATH, which is how models run in the environment that launched the server.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Installation:
         return folder
 
     def environment(self) -> dict[str, str]:
-        """Environment variables for the server: our interpreter first, its libpython found, one thread a worker."""
+        """Environment variables for the server: our interpreter first, its libpython, one thread each."""
         environment = dict(os.environ)
         # Not resolved: the folder of a virtual environment's own python selects that environment.
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
@@ -58,7 +58,7 @@ def library_path() -> str:
 
 
 def find() -> Installation:
-    """The installation to use; InputError with the reason and the remedy when there is none that works here."""
+    """The installation to use; InputError with reason and remedy when none works here."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if platform.system() != "Linux":
         raise InputError(
@@ -109,9 +109,7 @@ def available() -> tuple[bool, str]:
 def _missing_libraries(binary: Path) -> list[str]:
     environment = {**os.environ, "LD_LIBRARY_PATH": library_path()}
     try:
-        listing = subprocess.run(
-            ["ldd", str(binary)], env=environment, capture_output=True, text=True, timeout=30
-        )
+        listing = subprocess.run(["ldd", str(binary)], env=environment, capture_output=True, text=True, timeout=30)
     except FileNotFoundError:
         return []  # no ldd on this system: the start itself will tell
     return [line.split()[0] for line in listing.stdout.splitlines() if line.rstrip().endswith("not found")]

@@ -1,11 +1,11 @@
-"""Starts a real Triton server on this machine, knows whether it is well, and ends it without leaving anything.
+"""Starts a real Triton server on this machine, knows whether it is well, and ends it leaving nothing behind.
 
     with TritonServer(reward_config, instances=2) as server:
         reward = RemoteReward(server.grpc_url, server.model)
 
 The server listens on the loopback interface only, has no HTTP endpoint, cannot be given models, and its
-administrative protocols are locked with a random key. It is meant for one machine and for CI; a cluster uses the
-current official image with the same repository.
+administrative protocols are locked with a random key. It is meant for one machine and for CI; a cluster uses
+the current official image with the same repository.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ BIND_ATTEMPTS = 3  # a port found free may be taken before the server binds it
 class ServerSecurity:
     """What a client must show. Paths are PEM files.
 
-    certificate and key switch TLS on; client_ca asks clients for a certificate as well (mutual TLS). token is a
-    secret that clients send in a header with each call (`ClientConfig.token_file`).
+    certificate and key switch TLS on; client_ca asks clients for a certificate as well (mutual TLS). token is
+    a secret that clients send in a header with each call (`ClientConfig.token_file`).
     """
 
     certificate: Path | None = None
@@ -63,9 +63,7 @@ class ServerSecurity:
         if (self.certificate is None) != (self.key is None):
             raise InputError("TLS needs both a certificate and its key", remedy="give both, or neither")
         if self.client_ca is not None and self.certificate is None:
-            raise InputError(
-                "mutual TLS needs the server's own certificate", remedy="give certificate and key"
-            )
+            raise InputError("mutual TLS needs the server's own certificate", remedy="give certificate and key")
 
     def arguments(self) -> list[str]:
         """The server's command line options."""
@@ -75,8 +73,10 @@ class ServerSecurity:
             arguments.append(f"--grpc-restricted-protocol={open_ones}:crystalforge={self.token}")
         if self.certificate is not None:
             arguments += [
-                "--grpc-use-ssl=true", f"--grpc-server-cert={self.certificate}", f"--grpc-server-key={self.key}",
-            ]  # fmt: skip
+                "--grpc-use-ssl=true",
+                f"--grpc-server-cert={self.certificate}",
+                f"--grpc-server-key={self.key}",
+            ]
         if self.client_ca is not None:
             arguments += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.client_ca}"]
         return arguments
@@ -87,7 +87,8 @@ class Statistics:
     """Triton's own counts for one model since its start, probes included.
 
     inferences: requests answered; executions: calls of the model (fewer when requests were merged); failures:
-    requests that ended in an error; structures: crystals scored, by status (from our metrics, without probes).
+    requests that ended in an error; structures: crystals scored, by status (from our metrics, without
+    probes).
     """
 
     inferences: int
@@ -99,8 +100,8 @@ class Statistics:
 class TritonServer:
     """A Triton server on this machine that serves one reward, or several by name.
 
-    Entering the context starts it and returns when every model has proved its golden values and answered a probe;
-    leaving it ends every process and removes what they left. When the owner dies, so does the server.
+    Entering the context starts it and returns when every model has proved its golden values and answered a
+    probe; leaving it ends every process and removes what they left. When the owner dies, so does the server.
     """
 
     def __init__(
@@ -121,9 +122,10 @@ class TritonServer:
     ) -> None:
         """Nothing is started yet.
 
-        reward: the configuration that `crystalforge.rewards.build` takes; several go by name. run_dir: where the
-        repository and the log are written (a temporary folder otherwise). client: how this launcher itself
-        connects, needed with TLS or a token. settings: all options at once (instances and limits override it).
+        reward: the configuration that `crystalforge.rewards.build` takes; several go by name. run_dir: where
+        the repository and the log are written (a temporary folder otherwise). client: how this launcher
+        itself connects, needed with TLS or a token. settings: all options at once (instances and limits
+        override it).
         """
         if instances < 1:
             raise InputError(f"instances = {instances}: a server needs at least one", remedy="give 1 or more")
@@ -139,13 +141,12 @@ class TritonServer:
         )
         self.security = security or ServerSecurity()
         self.client = client or ClientConfig()
-        self._own_folder = (
-            None if run_dir is not None else tempfile.TemporaryDirectory(prefix="crystalforge-triton-")
-        )
-        self.run_dir = run_dir if run_dir is not None else Path(self._own_folder.name)  # type: ignore[union-attr]
+        self._own_folder = None if run_dir is not None else tempfile.TemporaryDirectory(prefix="crystalforge-triton-")
+        self.run_dir = Path(self._own_folder.name) if self._own_folder is not None else Path(run_dir or ".")
         self.address, self._grpc_port, self._metrics_port = address, grpc_port, metrics_port
         self.startup_s, self.quiet = startup_s, quiet
         self._guard: subprocess.Popen[bytes] | None = None
+        self._log_begins = 0
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -248,12 +249,9 @@ class TritonServer:
         Triton itself stays "ready" when a worker has died, so readiness is not asked for: the processes are
         counted and one known crystal is scored.
         """
-        if self._guard is None or self._guard.poll() is not None or self.server_pid is None:
-            return "the server is not running"
-        expected = self.settings.instances * len(self.rewards)
-        alive = len(self.worker_pids)
-        if alive < expected:
-            return f"{expected - alive} of {expected} workers died"
+        trouble = self.lost()
+        if trouble is not None:
+            return trouble
         for name in self.rewards:
             try:
                 with self.connect(name, deadline_s=deadline_s, patience_s=0.0) as reward:
@@ -261,6 +259,14 @@ class TritonServer:
             except RewardUnavailable as error:
                 return str(error)
         return None
+
+    def lost(self) -> str | None:
+        """Which processes are gone, or None; the part of `problem` that costs nothing."""
+        if self._guard is None or self._guard.poll() is not None or self.server_pid is None:
+            return "the server is not running"
+        expected = self.settings.instances * len(self.rewards)
+        alive = len(self.worker_pids)
+        return f"{expected - alive} of {expected} workers died" if alive < expected else None
 
     def healthy(self, *, deadline_s: float = 10.0) -> bool:
         """Whether `problem` finds none."""
@@ -275,13 +281,13 @@ class TritonServer:
         name = name or self.model
         with self.connect(name) as reward:
             counts = reward.statistics()
-        return Statistics(**counts, structures=self._scored(name))
+        return Statistics(**counts, structures=self.scored(name))
 
     def log_tail(self, lines: int = 30) -> str:
         """The last lines of the server's log."""
         if not self.log_path.exists():
             return ""
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(self._log().splitlines()[-lines:])
 
     def _launch(self, found: installation.Installation, repository: Path, backends: Path) -> None:
         command = [
@@ -303,6 +309,7 @@ class TritonServer:
         ]
         program = [sys.executable, "-S", "-E", str(Path(guard.__file__)), str(os.getpid()), *command]
         with self.log_path.open("ab") as log:
+            self._log_begins = log.tell()
             self._guard = subprocess.Popen(
                 program, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=found.environment()
             )
@@ -345,19 +352,24 @@ class TritonServer:
                 file=sys.stderr, flush=True,
             )  # fmt: skip
 
+    def _log(self) -> str:
+        """The log since the last start."""
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_begins)
+            return log.read().decode(errors="replace")
+
     def _reasons(self) -> str:
         """What the log says went wrong, most specific first."""
-        text = self.log_path.read_text(errors="replace")
+        text = self._log()
         found = re.findall(r"(?:\w*Error|refusing to serve): [^\n]+", text)
         errors = re.findall(r"^E\d{4} [^\]]+\] \"?([^\n\"]+)", text, flags=re.MULTILINE)
         unique = list(dict.fromkeys((found or errors)[-3:]))
         return "; ".join(unique) or f"exit code {self._guard.returncode if self._guard else '?'}"
 
-    def _scored(self, name: str) -> dict[str, int]:
+    def scored(self, name: str) -> dict[str, int]:
+        """Crystals scored by a model since its start, by status, from the metrics endpoint."""
         pattern = re.compile(r"crystalforge_structures_total\{([^}]*)\} ([0-9.e+]+)")
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            self.metrics_url, timeout=10
-        ) as page:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.metrics_url, timeout=10) as page:
             text = page.read().decode()
         result: dict[str, int] = {}
         for labels, value in pattern.findall(text):
@@ -368,14 +380,26 @@ class TritonServer:
 
 
 def model_name(reward: BaseModel) -> str:
-    """The name under which a reward is served when none is given: its kind."""
-    return str(getattr(reward, "kind", "reward"))
+    """The name under which a reward is served when none is given: its own, else its kind."""
+    name = getattr(reward, "name", "") or getattr(reward, "kind", "reward")
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", str(name))[:64]
 
 
 def _free_port(address: str) -> int:
     with contextlib.closing(socket.socket()) as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
+
+
+def port_is_free(address: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: TIME_WAIT does not count
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+        return True
 
 
 def _listens(address: str, port: int | None) -> bool:

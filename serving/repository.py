@@ -1,8 +1,8 @@
 """Writes the model repository that Triton serves: one folder per reward, from one template.
 
-The reward's whole configuration is written into the folder, so that what is served is exactly what the run was
-configured with. Nothing that clients can read (`config.pbtxt`) names a path of this machine; `settings.json` does,
-and stays on the server.
+The reward's whole configuration is written into the folder, so that what is served is exactly what the run
+was configured with. Nothing that clients can read (`config.pbtxt`) names a path of this machine;
+`settings.json` does, and stays on the server.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 class ModelSettings:
     """How one reward is served.
 
-    instances: workers (processes with one thread each on a CPU). max_requests: how many small requests may share
-    an execution; queue_delay_us: how long to wait for them. expected_digest: refuse to serve anything else.
+    instances: workers (processes with one thread each on a CPU). max_requests: how many small requests may
+    share an execution; queue_delay_us: how long to wait for them. expected_digest: refuse to serve anything
+    else.
     """
 
     instances: int = 1
@@ -50,23 +51,20 @@ def write_model(
     reward: BaseModel,
     settings: ModelSettings,
     *,
-    python_path: list[str] | None = None,
+    paths: list[str] | None = None,
 ) -> Path:
     """Write `repository/name`, whole or not at all, and return it.
 
-    python_path: where the workers find crystalforge and serving; by default where this process found them.
+    paths: where the workers find crystalforge and serving; by default where this process found them.
     """
     if not NAME.fullmatch(name):
         raise InputError(f"{name!r} is no name for a model", remedy="use letters, digits, '_', '-' and '.'")
-    if python_path is None:
-        package = Path(crystalforge.__file__ or "").resolve().parent
-        python_path = [str(package.parent), str(Path(__file__).resolve().parent.parent)]
     content = {
         "reward": reward.model_dump(mode="json"),
         "limits": asdict(settings.limits),
         "instances": settings.instances,
         "expected_digest": settings.expected_digest,
-        "python_path": python_path,
+        "python_path": python_path() if paths is None else paths,
     }
     config = Template((TEMPLATES / "config.pbtxt").read_text()).substitute(
         name=name, instances=settings.instances, kind=settings.kind, max_requests=settings.max_requests,
@@ -80,8 +78,14 @@ def write_model(
     return repository / name
 
 
+def python_path() -> list[str]:
+    """The folders in which this process found `crystalforge` and `serving`."""
+    package = Path(crystalforge.__file__ or "").resolve().parent
+    return [str(package.parent), str(Path(__file__).resolve().parent.parent)]
+
+
 def fingerprint(rewards: Mapping[str, BaseModel], settings: ModelSettings, extra: Any = None) -> str:
-    """A hash over all that decides what a repository serves; equal means that a running server can be reused."""
+    """A hash over all that decides what is served; equal means that a running server can be reused."""
     return sha256_json(
         {
             "rewards": {name: reward.model_dump(mode="json") for name, reward in rewards.items()},

@@ -1,15 +1,15 @@
 """What one worker of the reward service does with a batch of requests; knows nothing of Triton.
 
-The rule that keeps runs repeatable: a request of `merge_below` crystals or more is computed by itself, so its answer
-does not depend on who else asks at that moment. Smaller requests (a person, a probe, a notebook) are merged into
-common forward passes, where the last bits may depend on the neighbours (measured below 1e-5 eV/atom).
+The rule that keeps runs repeatable: a request of `merge_below` crystals or more is computed by itself, so its
+answer does not depend on who else asks at that moment. Smaller requests (a person, a probe, a notebook) are
+merged into common forward passes, where the last bits may depend on the neighbours (measured below 1e-5
+eV/atom).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -18,22 +18,13 @@ from crystalforge.integrations.triton_wire import About, WireError, canary, chun
 from crystalforge.rewards.protocol import Reward, Scores
 
 
-def load_reward(config: Mapping[str, Any]) -> Reward:
-    """The reward that a configuration (as JSON) describes, proved by its golden values."""
-    from pydantic import TypeAdapter
-
-    from crystalforge import rewards
-    from crystalforge.rewards.config import RewardConfig
-
-    return rewards.build(TypeAdapter(RewardConfig).validate_python(config))
-
-
 @dataclass(frozen=True)
 class Limits:
     """How a worker cuts its work.
 
-    chunk_structures, chunk_atoms: the largest forward pass; merge_below: requests with fewer crystals are merged;
-    max_atoms: a request with more atoms is refused (a single larger crystal is accepted: it gets its status).
+    chunk_structures, chunk_atoms: the largest forward pass; merge_below: requests with fewer crystals are
+    merged; max_atoms: a request with more atoms is refused (a single larger crystal is accepted: it gets its
+    status).
     """
 
     chunk_structures: int = 64
@@ -46,7 +37,7 @@ Pass = list[int]  # indices of the requests whose crystals share one forward pas
 
 
 def plan(sizes: Sequence[int], atoms: Sequence[int], limits: Limits) -> list[Pass]:
-    """Group requests: large ones alone, small ones together while they fit into one forward pass, in order."""
+    """Group requests: large ones alone, small ones together while they fit into one pass, in order."""
     alone = [[i] for i, size in enumerate(sizes) if size >= limits.merge_below]
     small = [i for i, size in enumerate(sizes) if size < limits.merge_below]
     groups: list[Pass] = []
@@ -115,8 +106,8 @@ class RewardService:
         atoms = sum(len(crystal) for crystal in crystals if crystal is not None)
         if len(crystals) > 1 and atoms > self.limits.max_atoms:
             raise WireError(
-                f"the request has {atoms:,} atoms in {len(crystals):,} crystals; one request may have at most "
-                f"{self.limits.max_atoms:,}: send it in pieces"
+                f"the request has {atoms:,} atoms in {len(crystals):,} crystals; one request may have "
+                f"at most {self.limits.max_atoms:,}: send it in pieces"
             )
 
     def _score(self, crystals: Sequence[Crystal | None], n_atoms: np.ndarray) -> Scores:

@@ -1,8 +1,8 @@
 """The Triton side of every reward: tensors in, `serving.service.RewardService`, tensors out.
 
-Triton's Python backend (build 2.51) is silently wrong with numpy 2 through `as_numpy()` and `Tensor(name, ndarray)`;
-everything here goes through DLPack, which is right under both. What a client may read of an error is written here:
-no message of the interpreter, no path and no traceback leaves this file.
+Triton's Python backend (build 2.51) is silently wrong with numpy 2 through `as_numpy()` and `Tensor(name,
+ndarray)`; everything here goes through DLPack, which is right under both. What a client may read of an error
+is written here: no message of the interpreter, no path and no traceback leaves this file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingI
 
 
 class TritonPythonModel:
-    """One worker: loads the reward named in `settings.json` beside this file, then answers batches of requests."""
+    """One worker: loads the reward that `settings.json` beside this file describes, then answers requests."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Build the reward and prove it; an exception here keeps the server from becoming ready."""
@@ -30,13 +30,14 @@ class TritonPythonModel:
 
         torch.set_num_threads(1)  # one core per worker; more workers, not more threads
 
-        from serving.service import Limits, RewardService, load_reward
+        from crystalforge import rewards
+        from serving.service import Limits, RewardService
 
-        reward = load_reward(settings["reward"])
+        reward = rewards.build(rewards.parse(settings["reward"]))
         expected = settings["expected_digest"]
         if expected is not None and reward.version.digest != expected:
             raise RuntimeError(
-                f"refusing to serve: the reward is {reward.version} but the registered one has digest {expected}"
+                f"refusing to serve: the reward is {reward.version}, but digest {expected} was asked for"
             )
         self._service = RewardService(reward, Limits(**settings["limits"]), instances=settings["instances"])
         self._digest = _text(self._service.about.digest)

@@ -1,11 +1,14 @@
 """`RemoteReward`: the reward behind a Triton server, with the same protocol as one in this process.
 
 Crystals are cut into chunks by their sizes alone, several chunks are under way at once (one per worker of the
-server), and answers are put together in order, so that timing never changes a result. Whatever does not look exactly
-like an answer of the expected reward is an error: a run stops or waits, it never learns from a wrong number.
+server), and answers are put together in order, so that timing never changes a result. Whatever does not look
+exactly like an answer of the expected reward is an error: a run stops or waits, it never learns from a wrong
+number.
 
-Only UNAVAILABLE is tried again, with growing pauses and for a limited time: it means that nothing was computed, or
-that the server went away before its answer came. Chunks that were answered before are kept.
+Only a server that is away is waited for, with growing pauses and for a limited time: UNAVAILABLE, and Triton's
+INTERNAL "stub process is not healthy", which means the same (the worker is gone, nothing was computed; a
+supervised server is started again within seconds). Chunks that were answered before are kept. No other error is
+tried again.
 """
 
 from __future__ import annotations
@@ -53,22 +56,18 @@ class ClientConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    chunk_structures: int = Field(64, ge=1, description="crystals in one request, at most")
+    chunk_structures: int = Field(default=64, ge=1, description="crystals in one request, at most")
     chunk_atoms: int = Field(
-        4096, ge=1, description="atoms in one request, at most (a larger crystal goes alone)"
+        default=4096, ge=1, description="atoms in one request, at most (a larger crystal goes alone)"
     )
-    in_flight: int | None = Field(
-        None, ge=1, description="requests under way at once; default: one per worker"
-    )
-    deadline_s: float = Field(120.0, gt=0, description="seconds that one request may take, queueing included")
-    patience_s: float = Field(
-        60.0, ge=0, description="seconds to wait for a server that is away to come back"
-    )
-    tls: bool = Field(False, description="encrypt the connection; implied by a root certificate")
-    root_certificate: Path | None = Field(None, description="PEM of the authority that signed the server")
-    certificate: Path | None = Field(None, description="PEM with this client's certificate (mutual TLS)")
-    key: Path | None = Field(None, description="PEM with this client's key (mutual TLS)")
-    token_file: Path | None = Field(None, description="file with the secret that the server asks for")
+    in_flight: int | None = Field(default=None, ge=1, description="requests under way at once; default: one per worker")
+    deadline_s: float = Field(default=120.0, gt=0, description="seconds that one request may take, queueing included")
+    patience_s: float = Field(default=60.0, ge=0, description="seconds to wait for a server that is away to come back")
+    tls: bool = Field(default=False, description="encrypt the connection; implied by a root certificate")
+    root_certificate: Path | None = Field(default=None, description="PEM of the authority that signed the server")
+    certificate: Path | None = Field(default=None, description="PEM with this client's certificate (mutual TLS)")
+    key: Path | None = Field(default=None, description="PEM with this client's key (mutual TLS)")
+    token_file: Path | None = Field(default=None, description="file with the secret that the server asks for")
 
     @model_validator(mode="after")
     def _pairs(self) -> ClientConfig:
@@ -100,9 +99,9 @@ class RemoteReward:
     ) -> None:
         """Nothing is sent yet.
 
-        url: host:port of the gRPC endpoint. expected_version: the digest of the reward that the run is pinned to;
-        without it the first digest seen is the pin. Raises InputError when tritonclient is not installed or a file
-        named in `config` cannot be read.
+        url: host:port of the gRPC endpoint. expected_version: the digest of the reward that the run is pinned
+        to; without it the first digest seen is the pin. Raises InputError when tritonclient is not installed
+        or a file named in `config` cannot be read.
         """
         try:
             import tritonclient.grpc
@@ -145,7 +144,7 @@ class RemoteReward:
         return self.about().version
 
     def about(self) -> About:
-        """The server's description of itself; RewardUnavailable when it is not the one that the run is pinned to."""
+        """What the server says of itself; RewardUnavailable when it is not what the run is pinned to."""
         if self._about is None:
             self.probe()
         assert self._about is not None
@@ -157,9 +156,7 @@ class RemoteReward:
         sizes = np.array([0 if crystal is None else len(crystal) for crystal in crystals], dtype=np.int32)
         pieces = chunks(sizes, self.config.chunk_structures, self.config.chunk_atoms)
         if not pieces:
-            return Scores(
-                np.zeros(0), np.zeros(0, np.int32), {name: np.zeros(0) for name in about.components}
-            )
+            return Scores(np.zeros(0), np.zeros(0, np.int32), {name: np.zeros(0) for name in about.components})
         if len(pieces) == 1:
             return self._score_chunk(crystals, about)
         if self._pool is None:
@@ -186,9 +183,7 @@ class RemoteReward:
         except WireError as error:
             raise self._unavailable(f"sent a malformed answer: {error}") from error
         if abs(value - about.canary) > CANARY_TOLERANCE:
-            raise self._unavailable(
-                f"scores the probe with {value:.6g}, but it gave {about.canary:.6g} at its start"
-            )
+            raise self._unavailable(f"scores the probe with {value:.6g}, but it gave {about.canary:.6g} at its start")
         with self._lock:
             self.counters.probes += 1
             self._about = about
@@ -242,7 +237,7 @@ class RemoteReward:
                     client_timeout=self.config.deadline_s, timeout=int(self.config.deadline_s * 1e6),
                 )  # fmt: skip
             except InferenceServerException as error:
-                reason, away = _diagnose(error, self.config.deadline_s)
+                reason, away = _diagnose(error, self.config.deadline_s, served_before=self._about is not None)
                 now = time.monotonic()
                 away_since = away_since or now
                 if not away:
@@ -277,9 +272,9 @@ class RemoteReward:
             expected = self._expected = self._expected or digest
         if digest != expected:
             raise RewardUnavailable(
-                f"the reward server at {self.url} serves {name} with digest {digest[:12]}, but this run is pinned to "
-                f"{expected[:12]}: values of two rewards must not be mixed.\n  Remedy: serve the pinned version, or "
-                f"start a new run."
+                f"the reward server at {self.url} serves {name} with digest {digest[:12]}, but this run is "
+                f"pinned to {expected[:12]}: values of two rewards must not be mixed.\n"
+                f"  Remedy: serve the pinned version, or start a new run."
             )
 
     def _client(self) -> triton.InferenceServerClient:
@@ -293,7 +288,7 @@ class RemoteReward:
         return client
 
     def _drop_client(self) -> None:
-        """Forget this thread's connection: a new one does not inherit gRPC's growing pauses between attempts."""
+        """Forget this thread's connection: a new one does not inherit gRPC's growing pauses."""
         client, self._thread.client = self._client(), None
         with self._lock:
             self._open.remove(client)
@@ -357,9 +352,7 @@ def _tensor(answer: Any, name: str, kind: str, *, ndim: int) -> np.ndarray:
     if described is None:
         raise WireError(f"the output {name!r} is missing")
     if described.datatype != kind or len(described.shape) != ndim + 1 or described.shape[0] != 1:
-        raise WireError(
-            f"{name} is {described.datatype} {list(described.shape)}, expected {kind} with rank {ndim}"
-        )
+        raise WireError(f"{name} is {described.datatype} {list(described.shape)}, expected {kind} with rank {ndim}")
     try:
         array = answer.as_numpy(name)
     except ValueError as error:
@@ -369,7 +362,7 @@ def _tensor(answer: Any, name: str, kind: str, *, ndim: int) -> np.ndarray:
     return np.array(array[0])
 
 
-def _diagnose(error: Any, deadline_s: float) -> tuple[str, bool]:
+def _diagnose(error: Any, deadline_s: float, *, served_before: bool) -> tuple[str, bool]:
     """What an error means, in words, and whether waiting may cure it."""
     status, text = str(error.status() or ""), str(error.message() or "")
     if "UNAVAILABLE" in status:
@@ -386,9 +379,9 @@ def _diagnose(error: Any, deadline_s: float) -> tuple[str, bool]:
     if "RESOURCE_EXHAUSTED" in status:
         return f"refuses the size of the message: {_safe(error)} (chunk_structures, chunk_atoms)", False
     if "NOT_FOUND" in status or "unknown model" in text:
-        return "does not serve this model", False
-    if "INTERNAL" in status and "ticket" not in text:
-        return f"is ill, a worker process may have died: {_safe(error)}", False
+        return "does not serve this model", served_before  # a server that is stopping loses its models first
+    if "INTERNAL" in status and "Stub process" in text:
+        return f"lost a worker process: {_safe(error)}", True
     return f"refused the request: {_safe(error)}", False
 
 

@@ -1,10 +1,11 @@
 """What travels between a learner and the reward service: tensors, versions, and how work is cut into pieces.
 
-Both ends import this file and nothing here knows Triton, so that client and server cannot drift apart. Tensors are
-flat and ragged (all atoms of all crystals end to end): no padding, no limit on the number of sites. Text travels as
-UINT8, because BYTES tensors cannot leave Triton's Python backend under numpy 2.
+Both ends import this file and nothing here knows Triton, so that client and server cannot drift apart.
+Tensors are flat and ragged (all atoms of all crystals end to end): no padding, no limit on the number of
+sites. Text travels as UINT8, because BYTES tensors cannot leave Triton's Python backend under numpy 2.
 
-Shapes: B crystals, N = sum of their atoms, K components. On the wire every tensor has a leading 1, Triton's batch.
+Shapes: B crystals, N = sum of their atoms, K components. On the wire every tensor has a leading 1, Triton's
+batch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from crystalforge.rewards.protocol import RewardVersion, Scores
 WIRE_VERSION = 1  # of this layout; a client and a server with different numbers refuse each other
 
 INPUTS = {"lattice": "FP64", "n_atoms": "INT32", "numbers": "INT32", "frac": "FP64"}
-# `digest` comes with every answer, so that a value can never be taken from a server that was exchanged meanwhile.
+# `digest` comes with every answer, so that a value can never be taken from a server that was exchanged
+# meanwhile.
 SCORE_OUTPUTS = ("values", "status", "components", "digest")
 ABOUT = "about"
 
@@ -35,9 +37,9 @@ class WireError(ValueError):
 class About:
     """What a server says of itself: enough to pin the version, read the answers and size the requests.
 
-    components: names of the K columns. canary: the value of `canary()` when the server started. instances: how many
-    workers answer in parallel. chunk_structures, chunk_atoms: the largest forward pass; max_atoms: the largest
-    request that is accepted.
+    components: names of the K columns. canary: the value of `canary()` when the server started. instances:
+    how many workers answer in parallel. chunk_structures, chunk_atoms: the largest forward pass; max_atoms:
+    the largest request that is accepted.
     """
 
     name: str
@@ -62,7 +64,7 @@ class About:
 
     @classmethod
     def from_bytes(cls, data: np.ndarray) -> About:
-        """Read what `to_bytes` wrote; raises WireError when it is something else or of another wire version."""
+        """Read what `to_bytes` wrote; WireError when it is something else or of another wire version."""
         try:
             fields = json.loads(bytes_to_text(data))
             wire = fields["wire"]
@@ -89,9 +91,7 @@ def bytes_to_text(data: np.ndarray) -> str:
 def canary() -> Crystal:
     """The crystal that every reward can score: rock salt, NaCl, primitive cell, a = 5.64 Å."""
     half = 5.64 / 2
-    return Crystal.of(
-        [[0, half, half], [half, 0, half], [half, half, 0]], [11, 17], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]
-    )
+    return Crystal.of([[0, half, half], [half, 0, half], [half, half, 0]], [11, 17], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
 
 
 def encode(crystals: Sequence[Crystal | None]) -> dict[str, np.ndarray]:
@@ -112,8 +112,8 @@ def encode(crystals: Sequence[Crystal | None]) -> dict[str, np.ndarray]:
 def decode(tensors: Mapping[str, np.ndarray]) -> list[Crystal | None]:
     """The crystals of one request (tensors without the leading 1); raises WireError when the shapes disagree.
 
-    Only the frame is judged here. Absurd cells, NaN coordinates and unknown elements pass: they are data, and the
-    reward gives them their status.
+    Only the frame is judged here. Absurd cells, NaN coordinates and unknown elements pass: they are data, and
+    the reward gives them their status.
     """
     lattice, n_atoms, numbers, frac = (np.asarray(tensors[name]) for name in INPUTS)
     if lattice.ndim != 3 or lattice.shape[1:] != (3, 3) or n_atoms.ndim != 1 or numbers.ndim != 1:
@@ -138,9 +138,7 @@ def decode(tensors: Mapping[str, np.ndarray]) -> list[Crystal | None]:
 
 def component_table(scores: Scores, names: Sequence[str]) -> Float64[np.ndarray, "B K"]:
     """The components as columns in the order of `names`."""
-    assert set(scores.components) == set(names), (
-        f"the reward changed its components: {list(scores.components)}"
-    )
+    assert set(scores.components) == set(names), f"the reward changed its components: {list(scores.components)}"
     if not names:
         return np.zeros((len(scores), 0))
     return np.stack([scores.components[name] for name in names], axis=1)
@@ -149,8 +147,9 @@ def component_table(scores: Scores, names: Sequence[str]) -> Float64[np.ndarray,
 def chunks(n_atoms: Int32[np.ndarray, " B"], max_structures: int, max_atoms: int) -> list[slice]:
     """Cut B crystals into consecutive pieces of at most `max_structures` crystals and `max_atoms` atoms.
 
-    A crystal with more atoms than that is a piece of its own. The cut depends on the sizes alone, never on timing:
-    a forward pass over other neighbours may differ in the last bits, so this keeps a learner's results repeatable.
+    A crystal with more atoms than that is a piece of its own. The cut depends on the sizes alone, never on
+    timing: a forward pass over other neighbours may differ in the last bits, so this keeps a learner's
+    results repeatable.
     """
     assert max_structures > 0
     assert max_atoms > 0
