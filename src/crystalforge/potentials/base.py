@@ -174,3 +174,35 @@ def predict_isolated(
     for chunk in atom_chunks(chosen, max_atoms):
         run(good[chunk])
     return Prediction(energy, all_forces if forces else None, all_stress if stress else None, tuple(problems))
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """Answers of a property model: values [B, K] in the model's units, NaN where it could not answer."""
+
+    values: Float64[np.ndarray, "B K"]
+    problems: tuple[str | None, ...]
+
+
+@runtime_checkable
+class PropertyModel(Protocol):
+    """Predicts K numbers per crystal; keeps the promises of `Potential` about bad crystals."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights and of whatever else determines the answer."""
+        ...
+
+    @property
+    def elements(self) -> frozenset[int]:
+        """Atomic numbers that the model was trained on."""
+        ...
+
+    def predict_values(self, crystals: Sequence[Crystal]) -> Values:
+        """Values [B, K]."""
+        ...

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from crystalforge.potentials.base import Potential
-from crystalforge.potentials.config import CHGNetConfig, PotentialConfig
+from crystalforge.potentials.config import (
+    CHGNetConfig,
+    MACEConfig,
+    MatGLConfig,
+    OrbConfig,
+    PotentialConfig,
+)
 
 
 def load(config: PotentialConfig) -> Potential:
     """Load the potential; raises InputError with the install command when its package is missing."""
-    if isinstance(config, CHGNetConfig):
-        from crystalforge.potentials.chgnet import CHGNetPotential
+    match config:
+        case CHGNetConfig():
+            from crystalforge.potentials.chgnet import CHGNetPotential
 
-        return CHGNetPotential(config)
-    raise AssertionError(config)
+            return CHGNetPotential(config)
+        case MatGLConfig():
+            from crystalforge.potentials.matgl import MatGLPotential
+
+            return MatGLPotential(config)
+        case OrbConfig():
+            from crystalforge.potentials.orb import OrbPotential
+
+            return OrbPotential(config)
+        case MACEConfig():
+            from crystalforge.potentials.mace import MACEPotential
+
+            return MACEPotential(config)
