@@ -7,13 +7,17 @@ value maps are three modules; ours is one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from crystalforge.common.errors import InputError
+from crystalforge.common.files import sha256_file
+from crystalforge.model.checkpoint import save_model
 from crystalforge.model.config import ModelConfig
+from crystalforge.model.haiku_pickle import read_haiku_pickle
 from crystalforge.model.network import CrystalFormer
 
 Flat = Mapping[str, np.ndarray]  # "module/name" -> array
@@ -116,3 +120,45 @@ def to_haiku(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, np.n
             put(f"{attention}/{part}/w", weight.T)
             put(f"{attention}/{part}/b", bias)
     return flat
+
+
+def infer_config(parameters: Flat, *, base: ModelConfig | None = None) -> ModelConfig:
+    """The network's shape as far as the parameters tell it; the number of heads and of mixture components,
+    which they do not, and dropout come from `base` (default: the published model).
+    """
+    base = base or ModelConfig.model_validate({})
+    try:
+        hidden = parameters["linear/w"].shape[1] if "~/w_params" not in parameters else 0
+        width, inner = parameters["multi_head_attention/query/w"].shape
+        first_up = _suffix("linear", (2 if hidden else 0) + 5)
+        found = {
+            "layers": sum(name.startswith("multi_head_attention") and name.endswith("/query/w") for name in parameters),
+            "width": width,
+            "embedding": parameters["~/g_embeddings"].shape[1],
+            "first_wyckoff_hidden": hidden,
+            "widening": parameters[f"{first_up}/w"].shape[1] // width,
+            "head_size": inner // base.heads,
+        }
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(
+            f"these are not CrystalFormer's parameters ({error} is missing or has another form)",
+            remedy="give a checkpoint of CrystalFormer 0.4 or later",
+        ) from None
+    return ModelConfig.model_validate(base.model_dump() | found)
+
+
+def import_checkpoint(pickle: Path, directory: Path, *, config: ModelConfig | None = None) -> ModelConfig:
+    """Turn a published checkpoint (Haiku pickle) into a model directory; gives the model's configuration.
+
+    `config`: give it when heads or mixture components differ from the published model's. Raises InputError for a
+    file that is no checkpoint, is unsafe, or does not fit the configuration; nothing is written then.
+    """
+    parameters = read_haiku_pickle(pickle)
+    try:
+        config = config or infer_config(parameters)
+        model = CrystalFormer(config)
+        model.load_state_dict(from_haiku(parameters, config))
+    except InputError as error:
+        raise InputError(error.problem, source=pickle, remedy=error.remedy) from None
+    save_model(directory, model, info={"stage": "import", "source": pickle.name, "source_sha256": sha256_file(pickle)})
+    return config
