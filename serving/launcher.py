@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,7 @@ from serving import guard, installation
 from serving.installation import available
 from serving.repository import ModelSettings, write_model
 from serving.service import Limits
+from serving.watch import watch
 
 __all__ = ["ServerSecurity", "Statistics", "TritonServer", "available"]
 
@@ -118,14 +120,15 @@ class TritonServer:
         address: str = "127.0.0.1",
         settings: ModelSettings | None = None,
         startup_s: float = 300.0,
+        watched: bool = True,
         quiet: bool = False,
     ) -> None:
         """Nothing is started yet.
 
-        reward: the configuration that `crystalforge.rewards.build` takes; several go by name. run_dir: where
-        the repository and the log are written (a temporary folder otherwise). client: how this launcher
-        itself connects, needed with TLS or a token. settings: all options at once (instances and limits
-        override it).
+        reward: the configuration that `crystalforge.rewards.build` takes; several go by name. run_dir: where the
+        repository and the log are written (a temporary folder otherwise). client: how this launcher itself connects,
+        needed with TLS or a token. watched: inside the context a thread looks after the server and starts it again when
+        a worker dies. settings: all options at once (instances and limits override it).
         """
         if instances < 1:
             raise InputError(f"instances = {instances}: a server needs at least one", remedy="give 1 or more")
@@ -145,16 +148,23 @@ class TritonServer:
         self.run_dir = Path(self._own_folder.name) if self._own_folder is not None else Path(run_dir or ".")
         self.address, self._grpc_port, self._metrics_port = address, grpc_port, metrics_port
         self.startup_s, self.quiet = startup_s, quiet
+        self._watch = threading.Thread(target=self._keep_well, name="watch-triton", daemon=True) if watched else None
+        self._closing = threading.Event()
         self._guard: subprocess.Popen[bytes] | None = None
         self._log_begins = 0
 
     def __enter__(self) -> TritonServer:
         self.start()
+        if self._watch is not None:
+            self._watch.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closing.set()
+        if self._watch is not None and self._watch.ident is not None:
+            self._watch.join()
         self.stop()
         if self._own_folder is not None:
             self._own_folder.cleanup()
@@ -163,6 +173,11 @@ class TritonServer:
     def model(self) -> str:
         """Name of the (first) model served."""
         return next(iter(self.rewards))
+
+    @property
+    def models(self) -> list[str]:
+        """Names of all models served."""
+        return list(self.rewards)
 
     @property
     def grpc_url(self) -> str:
@@ -289,6 +304,13 @@ class TritonServer:
             return ""
         return "\n".join(self._log().splitlines()[-lines:])
 
+    def _keep_well(self) -> None:
+        try:
+            watch(self, lambda: "closed" if self._closing.is_set() else None)
+        except InputError as error:
+            if not self._closing.is_set():
+                print(f"serve         giving up: {error}", file=sys.stderr, flush=True)
+
     def _launch(self, found: installation.Installation, repository: Path, backends: Path) -> None:
         command = [
             str(found.server),
@@ -327,6 +349,8 @@ class TritonServer:
                 )
             if _listens(self.address, self._grpc_port):
                 break
+            if self._closing.is_set():
+                raise InputError("the reward server was closed while it started", source=self.log_path)
             now = time.monotonic()
             if now - began > self.startup_s:
                 raise InputError(

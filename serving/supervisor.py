@@ -4,8 +4,8 @@ The steps of a pipeline run in processes of their own, one after the other. `ens
 address of one server per run directory: the first call starts it in the background, later calls find it, and a dead
 one is started again on the same port, where waiting clients pick it up.
 
-The background process (this module as a program) watches the workers, probes them, and starts Triton anew when one
-is gone. It ends with its owner, when nobody asked for anything during the idle time, or when told to.
+The background process (this module as a program) keeps the server well. It ends with its owner, when nobody asked for
+anything during the idle time, or when told to.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,12 +33,9 @@ from crystalforge.rewards import RewardUnavailable, parse
 from serving.launcher import TritonServer, model_name, port_is_free
 from serving.repository import ModelSettings, fingerprint, python_path
 from serving.service import Limits
+from serving.watch import watch
 
 STATE, SPECIFICATION, LOG, LOCK = "server.json", "specification.json", "supervisor.log", "lock"
-LOOK_S = 1.0  # between looks at the workers
-PROBE_S = 15.0  # between probes
-HANG_S = 300.0  # a probe overtakes queued work, so it waits for one execution at most; this is no execution
-RESTARTS, RESTART_WINDOW_S = 5, 600.0
 PROGRESS_S = 5.0
 
 
@@ -126,46 +122,6 @@ def stop_server(run_dir: Path) -> bool:
             return False
         _stop(folder, state)
         return True
-
-
-def supervise(server: TritonServer, *, owner: str | None = None, idle_s: float | None = None) -> str:
-    """Keep a started server well until there is a reason to end; returns that reason.
-
-    owner: identity of a process; idle_s: end after so long without a crystal scored. Raises InputError when the
-    server dies again and again.
-    """
-    starts: deque[float] = deque(maxlen=RESTARTS)
-    probed = answered = time.monotonic()
-    scored, active = -1, time.monotonic()
-    while True:
-        time.sleep(LOOK_S)
-        now = time.monotonic()
-        if owner is not None and identity(int(owner.split(":")[0])) != owner:
-            return "its owner ended"
-        trouble = server.lost()
-        if trouble is None and now - probed > PROBE_S:
-            probed = now
-            trouble = server.problem(deadline_s=PROBE_S)
-            if trouble is None:
-                answered = now
-            elif "deadline" in trouble and now - answered < HANG_S:
-                trouble = None  # busy, as far as one can tell
-            if trouble is None and idle_s is not None:
-                total = sum(sum(server.scored(name).values()) for name in server.rewards)
-                scored, active = (scored, active) if total == scored else (total, now)
-                if now - active > idle_s:
-                    return f"nobody asked for anything in {idle_s:.0f} s"
-        if trouble is not None:
-            if len(starts) == RESTARTS and now - starts[0] < RESTART_WINDOW_S:
-                raise InputError(
-                    f"the reward server died {RESTARTS + 1} times in {now - starts[0]:.0f} s, last: {trouble}",
-                    source=server.log_path,
-                    remedy="look into its log; too little memory is a common reason",
-                )
-            starts.append(now)
-            print(f"serve         {trouble}: starting again", file=sys.stderr, flush=True)
-            server.restart()
-            probed = answered = time.monotonic()
 
 
 def identity(pid: int) -> str | None:
@@ -273,6 +229,7 @@ def _main(folder: Path) -> int:
             grpc_port=grpc_port,
             metrics_port=metrics_port,
             startup_s=specification["startup_s"],
+            watched=False,  # this process does it
         ) as server:
             digests = {}
             for name in rewards:
@@ -282,7 +239,13 @@ def _main(folder: Path) -> int:
             assert own is not None
             state = State(server.grpc_url, server.metrics_url, own, specification["fingerprint"], digests)
             write_json(folder / STATE, asdict(state))
-            reason = supervise(server, owner=specification["owner"], idle_s=specification["idle_s"])
+            owner = specification["owner"]
+
+            def ended() -> str | None:
+                gone = owner is not None and identity(int(owner.split(":")[0])) != owner
+                return "its owner ended" if gone else None
+
+            reason = watch(server, ended, idle_s=specification["idle_s"])
             print(f"serve         ending: {reason}", file=sys.stderr, flush=True)
     except (InputError, RewardUnavailable) as error:
         write_json(folder / STATE, {"error": str(error)})
