@@ -31,7 +31,7 @@ _CENTRING_VECTOR = {"A": (0, 0.5, 0.5), "C": (0.5, 0.5, 0), "I": (0.5, 0.5, 0.5)
 
 
 @cache
-def primitive_bases() -> tuple[Float64[np.ndarray, "230 3 3"], Int64[np.ndarray, 230]]:
+def primitive_bases() -> tuple[Float64[np.ndarray, "230 3 3"], Int64[np.ndarray, " 230"]]:
     """Row vectors of each group's primitive cell in its conventional basis, and how many of it make that cell."""
     bases, orders = np.zeros((wyckoff.N_GROUPS, 3, 3)), np.zeros(wyckoff.N_GROUPS, dtype=np.int64)
     for g in range(1, wyckoff.N_GROUPS + 1):

@@ -79,7 +79,7 @@ def tokenize(crystal: Crystal, *, symprec: float = 0.01, max_sites: int = 20) ->
         )  # fmt: skip
     cell = (refined.std_lattice, refined.std_positions, refined.std_types)
     for tolerance in (symprec, FALLBACK_SYMPREC):
-        found = _standardize(cell, tolerance, refined.number)
+        found = _standardize(cell, tolerance)
         sites = None if found is None else _sites(found)
         if found is not None and sites is not None:
             return _as_tokens(found, *sites, max_sites=max_sites)
@@ -122,13 +122,17 @@ def _search(cell: tuple[Any, Any, Any], symprec: float, hall: int) -> Any:
             raise
 
 
-def _standardize(cell: tuple[Any, Any, Any], symprec: float, guess: int) -> Any:
-    """Dataset in the table's setting, or None. `guess` is the likely group; it saves a search when it is right."""
-    halls = wyckoff.hall_numbers()
-    found = _search(cell, symprec, int(halls[guess - 1]))
-    if found is None:
-        plain = _search(cell, symprec, 0)
-        found = None if plain is None else _search(cell, symprec, int(halls[plain.number - 1]))
+def _standardize(cell: tuple[Any, Any, Any], symprec: float) -> Any:
+    """Dataset in the table's setting, or None when there is none.
+
+    The group has to be asked for before the setting: a refined cell may have more symmetry within the tolerance
+    than the cell it came from, and a setting of the smaller group would hide that.
+    """
+    found = _search(cell, symprec, 0)
+    if found is not None:
+        hall = int(wyckoff.hall_numbers()[found.number - 1])
+        if hall != found.hall_number:
+            found = _search(cell, symprec, hall)
     return found
 
 

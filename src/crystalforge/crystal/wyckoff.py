@@ -76,13 +76,13 @@ def multiplicity() -> Int32[np.ndarray, "230 28"]:
 
 
 @cache
-def n_letters() -> Int32[np.ndarray, 230]:
+def n_letters() -> Int32[np.ndarray, " 230"]:
     """Number of Wyckoff letters of each group, which is also the index of its general position."""
     return _frozen(_raw()["n_letters"].astype(np.int32))
 
 
 @cache
-def hall_numbers() -> Int32[np.ndarray, 230]:
+def hall_numbers() -> Int32[np.ndarray, " 230"]:
     """spglib's serial number of the setting in which the positions of each group are given."""
     return _frozen(_raw()["hall"].astype(np.int32))
 
