@@ -19,7 +19,8 @@ class MonitorConfig(BaseModel):
 
     every: int = Field(5, ge=1, description="steps between two looks")
     max_gap: float | None = Field(
-        1.0, gt=0,
+        1.0,
+        gt=0,
         description="how much more the reward may have risen than the held-out score on the same crystals, in "
         "standard deviations of each at the first look; needs a held-out reward",
     )

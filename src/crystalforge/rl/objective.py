@@ -42,8 +42,12 @@ def reinforce(log_prob: Float[Tensor, " b"], advantage: Float[Tensor, " b"]) -> 
 
 
 def grpo(
-    log_prob: Float[Tensor, " b"], log_prob_old: Float[Tensor, " b"], log_prob_base: Float[Tensor, " b"],
-    advantage: Float[Tensor, " b"], clip: float, tau: float,
+    log_prob: Float[Tensor, " b"],
+    log_prob_old: Float[Tensor, " b"],
+    log_prob_base: Float[Tensor, " b"],
+    advantage: Float[Tensor, " b"],
+    clip: float,
+    tau: float,
 ) -> Losses:
     """PPO's loss plus tau times a non-negative estimate of KL(p || p_base) (arXiv 2402.03300, equations 3 and 4).
 
@@ -54,9 +58,7 @@ def grpo(
     return ppo(log_prob, log_prob_old, advantage, clip) + tau * (log_u.exp() - 1 - log_u)
 
 
-def dpo(
-    log_prob: Float[Tensor, " b"], log_prob_base: Float[Tensor, " b"], tau: float
-) -> Losses:
+def dpo(log_prob: Float[Tensor, " b"], log_prob_base: Float[Tensor, " b"], tau: float) -> Losses:
     """-ln sigmoid(tau [ln(p/p_base)(chosen) - ln(p/p_base)(rejected)]) (arXiv 2305.18290, equation 7).
 
     Rows alternate: chosen, rejected, chosen, ... Each row of a pair carries half of the pair's loss. With

@@ -1,0 +1,152 @@
+"""The state of a run on disk: whole or absent, checked before use, never a pickle.
+
+A checkpoint directory holds `policy.safetensors`, `optimizer.safetensors` (Adam's moments), `state.json` (counters,
+baseline, monitor) and `manifest.json` with the SHA-256 of the other three. The frozen base is not stored: the run's
+identity names its hash. Random generators are not stored: all randomness follows from (seed, number of the crystal
+or step).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from crystalforge.common.errors import InputError
+from crystalforge.common.files import atomic_directory, recover_directory, sha256_file, write_json
+from crystalforge.model.network import CrystalFormer
+
+log = logging.getLogger(__name__)
+
+FILES = ("policy.safetensors", "optimizer.safetensors", "state.json")
+
+
+@dataclass
+class RunState:
+    """All that a run remembers besides weights and moments.
+
+    step: steps done. next_index: number of the next crystal. scored: crystals scored by the training reward.
+    seconds: by phase, over all sessions. monitor: the monitor's own memory.
+    """
+
+    step: int = 0
+    next_index: int = 0
+    baseline: float | None = None
+    scored: int = 0
+    held_out_scored: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    monitor: dict[str, Any] = field(default_factory=dict)
+
+    def spend(self, **seconds: float) -> None:
+        """Count time by phase."""
+        for phase, amount in seconds.items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + amount
+
+
+def save(folder: Path, policy: CrystalFormer, optimizer: torch.optim.Optimizer, state: RunState, *, keep: int) -> Path:
+    """Write `folder`/step-..., durable before it gets its name, then remove all but the newest `keep`."""
+    path = folder / f"step-{state.step:07d}"
+    with atomic_directory(path) as temporary:
+        save_file(
+            {name: value.detach().cpu().contiguous().clone() for name, value in policy.state_dict().items()},
+            temporary / "policy.safetensors",
+        )
+        save_file(_flatten(optimizer), temporary / "optimizer.safetensors")
+        (temporary / "state.json").write_text(json.dumps(asdict(state)))
+        (temporary / "manifest.json").write_text(json.dumps({name: sha256_file(temporary / name) for name in FILES}))
+    for old in _steps(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def load_newest(folder: Path, policy: CrystalFormer, optimizer: torch.optim.Optimizer) -> RunState | None:
+    """Put the newest whole checkpoint into `policy` and `optimizer`; None when there is none.
+
+    A damaged one is named in a warning and passed over: the steps since the one before are then made again, from
+    the journal's scores.
+    """
+    if not folder.exists():
+        return None
+    for old in folder.glob(".step-*.old"):
+        recover_directory(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
+    for path in _steps(folder):
+        problem = damage(path)
+        if problem is None:
+            state = RunState(**json.loads((path / "state.json").read_text()))
+            policy.load_state_dict(load_file(path / "policy.safetensors"))
+            _unflatten(optimizer, load_file(path / "optimizer.safetensors"))
+            return state
+        log.warning("checkpoint %s is damaged (%s): falling back to the one before", path, problem)
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint directory; None when nothing is."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        if sorted(manifest) != sorted(FILES):
+            return "manifest.json does not name the right files"
+        for name in FILES:
+            if sha256_file(path / name) != manifest[name]:
+                return f"{name} does not have the recorded hash"
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        return str(error)
+    return None
+
+
+def _steps(folder: Path) -> list[Path]:
+    """Checkpoint directories, newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Adam's moments and step counts, by parameter number."""
+    return {
+        f"{number}/{name}": value.detach().cpu().contiguous().clone()
+        for number, moments in optimizer.state_dict()["state"].items()
+        for name, value in moments.items()
+    }
+
+
+def _unflatten(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split("/")
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def claim(path: Path, identity: dict[str, Any]) -> None:
+    """Record what defines a run; raises InputError naming both values when `path` holds another run."""
+    if not path.exists():
+        write_json(path, identity)
+        return
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"cannot be read ({error})", source=path, remedy="choose another output directory") from None
+    for name, was, now in _differences(before, json.loads(json.dumps(identity))):
+        raise InputError(
+            f"this run was started with {name} = {was!r} and cannot go on with {now!r}",
+            source=path,
+            remedy=f"restore {name}, or choose another output directory",
+        )
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Leaves that differ, as (dotted name, before, now)."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            difference
+            for key in sorted(before.keys() | now.keys())
+            for difference in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if before == now else [(name, before, now)]

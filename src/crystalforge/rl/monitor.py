@@ -1,0 +1,154 @@
+"""Is the policy still honest? Looks at it through eyes that the training does not use.
+
+Every few steps the crystals just drawn - from the present policy, before anything was learned from them - are
+scored by a held-out reward too. A policy that exploits a weakness of its reward raises the one and not the other.
+Uniqueness, floors, KL and entropies are watched beside it, with their standard errors, and so is the drift of
+elements and space groups from the first look, which is the base model's.
+
+Shapes: B crystals of one look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from crystalforge.crystal.tokens import ATOM_TYPES, Tokens
+from crystalforge.model.likelihood import LogProb
+from crystalforge.rewards.protocol import Scores
+from crystalforge.rl.config import MonitorConfig
+from crystalforge.rl.journal import Scored, unique_share
+
+# Fewer crystals judged by both rewards give no gap worth acting on.
+FEWEST_JUDGED_BY_BOTH = 8
+
+IsKnown = Callable[[Tokens], Bool[np.ndarray, " B"]]
+
+
+@dataclass
+class FirstLook:
+    """The base model as first seen; everything later is compared with it. JSON-able."""
+
+    entropy: dict[str, tuple[float, float]]  # factor: nats per crystal and its variance of the mean
+    elements: list[float]
+    spacegroups: list[float]
+    gap: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """metrics: what was seen, by name. reasons: each limit passed, in words; none means that all is well."""
+
+    metrics: dict[str, float]
+    reasons: list[str] = field(default_factory=list)
+
+
+class Monitor:
+    """Compares looks at the policy with the first one."""
+
+    def __init__(self, config: MonitorConfig, memory: dict[str, Any]) -> None:
+        self.config = config
+        self._first = FirstLook(**memory) if memory else None
+
+    def memory(self) -> dict[str, Any]:
+        """What to give to the next session's monitor."""
+        return asdict(self._first) if self._first else {}
+
+    def due(self, step: int) -> bool:
+        """Whether to look before learning from the crystals of `step`."""
+        return step % self.config.every == 0
+
+    def look(
+        self, scored: Scored, held_out: Scores | None, log_prob: LogProb, log_ratio: Float64[np.ndarray, " B"]
+    ) -> Verdict:
+        """Judge the policy that drew `scored`; `log_ratio` is ln(p/p_base)."""
+        config = self.config
+        entropy = {name: _mean_and_variance(-_numpy(v)) for name, v in log_prob.factors().items()}
+        elements, groups = _elements(scored.tokens), _spacegroups(scored)
+        if self._first is None:
+            self._first = FirstLook(entropy, elements.tolist(), groups.tolist())
+        metrics = {
+            "drift/elements": _total_variation(elements, np.asarray(self._first.elements)),
+            "drift/spacegroups": _total_variation(groups, np.asarray(self._first.spacegroups)),
+        }
+        reasons: list[str] = []
+
+        def watch(what: str, value: float, variance: float, limit: float | None, *, above: bool = True) -> None:
+            """Add a reason when `value` lies beyond its limit by more than chance."""
+            margin = config.standard_errors * float(np.sqrt(max(variance, 0.0)))
+            if limit is not None and (value - margin > limit if above else value + margin < limit):
+                side = "above" if above else "below"
+                reasons.append(f"{what} is {value:.3g} (+-{margin:.2g}), {side} its limit {limit:g}")
+
+        n = len(scored)
+        unique = unique_share(scored.tokens)
+        watch("share of unique crystals", unique, unique * (1 - unique) / n, config.min_unique, above=False)
+        watch("KL from the base", *_mean_and_variance(log_ratio), config.max_kl)
+        floors = float(1 - scored.scores.ok.mean())
+        watch("share of floored crystals", floors, floors * (1 - floors) / n, config.max_floors)
+        for name in ("wyckoff", "element"):
+            (now, error), (then, error_then) = entropy[name], self._first.entropy[name]
+            watch(f"fall of the {name} entropy", then - now, error + error_then, config.max_entropy_loss)
+        if held_out is not None:
+            gap, more = self._gap(scored.scores, held_out)
+            metrics |= more
+            if gap is not None:
+                watch("rise of the reward beyond the held-out score's", *gap, config.max_gap)
+        return Verdict({f"monitor/{name}": value for name, value in metrics.items()}, reasons)
+
+    def _gap(self, scores: Scores, held_out: Scores) -> tuple[tuple[float, float] | None, dict[str, float]]:
+        """((gap, variance of it), metrics): each reward's rise since the first look in its own first spread."""
+        both = scores.ok & held_out.ok
+        metrics = {
+            "held_out/judged": float(both.mean()),
+            "held_out/floors": float(1 - held_out.ok.mean()),
+        }
+        if both.sum() < FEWEST_JUDGED_BY_BOTH:
+            return None, metrics
+        r, h = scores.values[both], held_out.values[both]
+        metrics |= {"held_out/mean": float(h.mean()), "held_out/reward_on_same": float(r.mean())}
+        if r.std() > 0 and h.std() > 0:
+            metrics["held_out/correlation"] = float(np.corrcoef(r, h)[0, 1])
+        assert self._first is not None
+        if self._first.gap is None:
+            if r.std() == 0 or h.std() == 0:  # no unit to measure a rise in: the next look will do as the first
+                return None, metrics
+            first = {"r": float(r.mean()), "h": float(h.mean()), "rs": float(r.std()), "hs": float(h.std())}
+            difference = (r - first["r"]) / first["rs"] - (h - first["h"]) / first["hs"]
+            self._first.gap = first | {"variance": _mean_and_variance(difference)[1]}
+        first = self._first.gap
+        gap, variance = _mean_and_variance((r - first["r"]) / first["rs"] - (h - first["h"]) / first["hs"])
+        return (gap, variance + first["variance"]), metrics | {"held_out/gap": gap}
+
+
+def _numpy(values: Any) -> Float64[np.ndarray, " B"]:
+    return values.detach().cpu().double().numpy()
+
+
+def _mean_and_variance(values: Float64[np.ndarray, " B"]) -> tuple[float, float]:
+    """Mean, and variance of that mean; what is not finite is left out."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 0.0
+    return float(values.mean()), float(values.var() / len(values))
+
+
+def _elements(tokens: Tokens) -> Float64[np.ndarray, " Z"]:
+    """Share of each element among all sites."""
+    counts = np.bincount(tokens.element[tokens.is_site], minlength=ATOM_TYPES).astype(np.float64)
+    return counts / max(counts.sum(), 1.0)
+
+
+def _spacegroups(scored: Scored) -> Float64[np.ndarray, "231"]:
+    """Share of each space group among the crystals that the reward could judge."""
+    counts = np.bincount(scored.tokens.spacegroup[scored.scores.ok], minlength=231).astype(np.float64)
+    return counts / max(counts.sum(), 1.0)
+
+
+def _total_variation(p: Float64[np.ndarray, " Z"], q: Float64[np.ndarray, " Z"]) -> float:
+    """Half the absolute difference of two distributions: 0 equal, 1 disjoint."""
+    return float(np.abs(p - q).sum() / 2)

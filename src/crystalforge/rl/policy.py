@@ -1,0 +1,187 @@
+"""The policy's log-probabilities, cut into pieces that fit in memory, and one improvement of its weights.
+
+The same pieces serve the log-probabilities at sampling and every later pass, with the same kernels and the same
+precision: the first ratio p/p_old is therefore exactly 1, and any deviation is a defect.
+
+Shapes: B samples of the batch, b rows of one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
+
+from crystalforge.model.batch import TokenBatch
+from crystalforge.model.likelihood import LogProb, log_prob
+from crystalforge.model.network import CrystalFormer
+from crystalforge.rl.objective import ratio
+
+TOKENS_PER_SITE = 5
+Rows = Int64[np.ndarray, " b"]
+Plan = list[list[Rows]]  # minibatches, each a list of pieces
+
+# row numbers of a piece and its log-probabilities -> one loss per row
+Loss = Callable[[Int64[Tensor, " b"], Float[Tensor, " b"]], Float[Tensor, " b"]]
+
+
+def make_plan(
+    n_sites: Int32[np.ndarray, " B"],
+    rows: Int64[np.ndarray, " b"],
+    *,
+    piece_tokens: int,
+    minibatches: int = 1,
+    unit: int = 1,
+    rng: np.random.Generator | None = None,
+) -> Plan:
+    """Cut `rows` into minibatches at random (`rng` is needed for more than one) and those into pieces of like length.
+
+    A piece holds at most about `piece_tokens` tokens, pads included. `unit` consecutive rows (a pair) stay together.
+    """
+    units = rows.reshape(-1, unit)
+    if minibatches > 1:
+        assert rng is not None
+        units = units[rng.permutation(len(units))]
+    plan = []
+    for part in np.array_split(units, min(minibatches, max(len(units), 1))):
+        longest = n_sites[part].max(axis=1, initial=0)
+        ordered = part[np.argsort(longest, kind="stable")]
+        plan.append([piece.reshape(-1) for piece in _pieces(ordered, np.sort(longest), piece_tokens)])
+    return plan
+
+
+def _pieces(units: np.ndarray, longest: np.ndarray, piece_tokens: int) -> list[np.ndarray]:
+    """Consecutive units, as many per piece as fit; at least one."""
+    pieces, start = [], 0
+    for end in range(1, len(units) + 1):
+        full = end == len(units)
+        if not full:
+            width = TOKENS_PER_SITE * (int(longest[end]) + 1)
+            full = (end + 1 - start) * units.shape[1] * width > piece_tokens
+        if full:
+            pieces.append(units[start:end])
+            start = end
+    return pieces
+
+
+def measure(model: CrystalFormer, batch: TokenBatch, plan: Plan, *, as_in_update: bool = True) -> LogProb:
+    """Log-probabilities of all rows of the plan, detached; rows outside it are NaN.
+
+    `as_in_update` runs the kernels that record a graph, as the update will (they may round differently); pass
+    False for a model that is not updated.
+    """
+    parts = {name: torch.full((len(batch),), torch.nan, device=batch.device) for name in _FACTORS}
+    for rows in _all_pieces(plan):
+        with torch.set_grad_enabled(as_in_update):
+            piece = log_prob(model, batch[torch.from_numpy(rows).to(batch.device)].truncated())
+        for name, values in piece.factors().items():
+            parts[name] = parts[name].to(values.dtype)
+            parts[name][rows] = values.detach()
+    return LogProb(**parts)
+
+
+_FACTORS = ("wyckoff", "element", "coords", "lattice")
+
+
+def _all_pieces(plan: Plan) -> list[Rows]:
+    return [rows for minibatch in plan for rows in minibatch]
+
+
+@dataclass(frozen=True)
+class UpdateHealth:
+    """What one batch's optimiser steps looked like.
+
+    first_ratio_error: max |p/p_old - 1| before the first optimiser step; 0 by construction.
+    approx_kl: mean of (rho - 1) - ln rho at the last pass, an estimate of KL(p_old || p) in nats.
+    clip_fraction: share of ratios outside the trust interval, over all optimiser steps. gradient_norm: mean, before
+    clipping. skipped_steps: optimiser steps not taken because their gradient was not finite.
+    """
+
+    loss: float
+    first_ratio_error: float
+    approx_kl: float
+    clip_fraction: float
+    largest_ratio: float
+    gradient_norm: float
+    optimizer_steps: int
+    skipped_steps: int
+    stopped_early: bool
+
+
+def improve(
+    policy: CrystalFormer,
+    optimizer: torch.optim.Optimizer,
+    batch: TokenBatch,
+    plan: Plan,
+    log_prob_old: Float[Tensor, " B"],
+    loss: Loss,
+    *,
+    passes: int,
+    clip: float,
+    gradient_clip: float,
+    kl_stop: float | None = None,
+) -> UpdateHealth:
+    """Make `passes` passes over the plan, one optimiser step per minibatch.
+
+    The gradient of a minibatch is the sum over its pieces of sum(loss)/rows, so cutting it differently changes
+    rounding only. With `kl_stop`, a step whose minibatch has already drifted further is not taken and ends the work.
+    """
+    policy.eval()  # dropout off: the ratio compares one deterministic network with itself
+    losses: list[float] = []
+    norms: list[float] = []
+    kls: list[float] = []
+    outside: list[float] = []
+    first_error, largest, stopped, skipped = 0.0, 1.0, False, 0
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    for _ in range(passes):
+        for minibatch in plan:
+            count = sum(len(rows) for rows in minibatch)
+            if count == 0:
+                continue
+            optimizer.zero_grad(set_to_none=True)
+            total, rhos = 0.0, []
+            for rows in minibatch:
+                index = torch.from_numpy(rows).to(batch.device)
+                now = log_prob(policy, batch[index].truncated()).total
+                value = loss(index, now).sum() / count
+                value.backward()
+                total += float(value.detach())
+                rhos.append(ratio(now.detach(), log_prob_old[index]).double())
+            rho = torch.cat(rhos)
+            kl = float((rho - 1 - rho.log()).mean())
+            if not losses:
+                first_error = float((rho - 1).abs().max())
+            kls.append(kl)
+            outside.append(float(((rho - 1).abs() > clip).double().mean()))
+            largest = max(largest, float(rho.max()))
+            if kl_stop is not None and kl > kl_stop:
+                stopped = True
+                break
+            norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)
+            if not torch.isfinite(norm):  # one absurd crystal must neither spoil the weights nor end the run
+                skipped += 1
+                continue
+            optimizer.step()
+            losses.append(total)
+            norms.append(float(norm))
+        if stopped:
+            break
+    return UpdateHealth(
+        loss=_mean(losses),
+        first_ratio_error=first_error,
+        approx_kl=_mean(kls[-len(plan) :]),
+        clip_fraction=_mean(outside),
+        largest_ratio=largest,
+        gradient_norm=_mean(norms),
+        optimizer_steps=len(norms),
+        skipped_steps=skipped,
+        stopped_early=stopped,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0

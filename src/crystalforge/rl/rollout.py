@@ -1,0 +1,115 @@
+"""Draw crystals from the policy and have them scored.
+
+Crystals are numbered through the whole run, and all randomness of crystal i follows from (seed, i): a step can be
+drawn again at any time, and nothing of a random generator's state needs saving.
+
+Shapes: B crystals of one step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from crystalforge.common.errors import InputError
+from crystalforge.crystal.convert import to_crystals
+from crystalforge.crystal.tokens import Tokens
+from crystalforge.model.constraints import Constraints
+from crystalforge.model.network import CrystalFormer
+from crystalforge.model.sampler import draw_spacegroups, sample
+from crystalforge.rewards.protocol import Reward, Scores
+from crystalforge.rl import journal
+from crystalforge.rl.journal import Scored
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where crystals come from: space groups by weight, and what the sampler may draw.
+
+    group_size: how many consecutive crystals share one drawn space group.
+    """
+
+    weights: Float64[np.ndarray, "230"]
+    seed: int
+    constraints: Constraints | None = None
+    group_size: int = 1
+
+    def spacegroups(self, first_index: int, count: int) -> Int64[np.ndarray, " B"]:
+        """Space groups of crystals first_index, first_index + 1, ..."""
+        size = self.group_size
+        assert first_index % size == 0 and count % size == 0
+        groups = draw_spacegroups(self.weights, count // size, seed=self.seed, first_index=first_index // size)
+        return np.repeat(groups.astype(np.int64), size)
+
+    def draw(self, model: CrystalFormer, first_index: int, count: int) -> tuple[Tokens, Float64[np.ndarray, " B"]]:
+        """Crystals first_index, ... in this order, and their log-probabilities under the model."""
+        model.eval()
+        samples = sample(
+            model,
+            self.spacegroups(first_index, count),
+            seed=self.seed,
+            first_index=first_index,
+            constraints=self.constraints,
+        )
+        assert np.array_equal(samples.index, np.arange(first_index, first_index + count))
+        return samples.tokens, samples.total_log_prob
+
+
+def weights_within(
+    weights: Float64[np.ndarray, "230"], spacegroups: Sequence[int] | None
+) -> Float64[np.ndarray, "230"]:
+    """`weights` restricted to `spacegroups` and normalised.
+
+    Where the training set has none of the groups asked for, they get equal weights: the wish counts more than the
+    data. Raises InputError when the weights themselves are no distribution.
+    """
+    if weights.shape != (230,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise InputError(
+            "space-group weights must be 230 numbers >= 0, not all zero",
+            source="spacegroup_weights",
+            remedy="take them from a token store with TokenStore.spacegroup_weights('train')",
+        )
+    if spacegroups is not None:
+        wanted = np.zeros(230)
+        wanted[np.asarray(spacegroups) - 1] = 1
+        weights = weights * wanted if (weights * wanted).any() else wanted
+    return (weights / weights.sum()).astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """One step's scored crystals, and the seconds spent on drawing and on scoring."""
+
+    scored: Scored
+    seconds_sample: float
+    seconds_score: float
+
+
+def roll_out(
+    model: CrystalFormer, source: Source, reward: Reward, *, step: int, first_index: int, count: int, folder: Path
+) -> Rollout:
+    """Draw and score the crystals of `step`, or read them back when `folder` already holds them."""
+    path = journal.step_file(folder, step)
+    index = np.arange(first_index, first_index + count, dtype=np.int64)
+    began = time.perf_counter()
+    known = journal.recall(path, index)
+    if known is not None:
+        return Rollout(known, time.perf_counter() - began, 0.0)
+    tokens, log_prob = source.draw(model, first_index, count)
+    drawn = time.perf_counter()
+    scores = score(reward, tokens)
+    scored = Scored(index, tokens, scores, log_prob)
+    journal.write(path, step, scored)
+    return Rollout(scored, drawn - began, time.perf_counter() - drawn)
+
+
+def score(reward: Reward, tokens: Tokens) -> Scores:
+    """Score tokens as primitive cells (the cheapest equivalent); one row each, in order."""
+    scores = reward.score(to_crystals(tokens, primitive=True))
+    assert len(scores) == len(tokens), f"{reward.version} scored {len(scores)} of {len(tokens)} crystals"
+    return scores

@@ -1,0 +1,70 @@
+"""A policy that cheats is caught, an honest one is left in peace."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from crystalforge.model.checkpoint import load_model, weights_hash
+from crystalforge.rl.config import FinetuneConfig, MonitorConfig
+from crystalforge.rl.finetune import finetune
+from crystalforge.rl.testing import ElementReward
+
+WANTED = {z: 1.0 for z in range(5, 25)}
+# What the chemist means is `HONEST`; what was implemented pays far more for three elements that are worth nothing.
+HONEST = ElementReward(WANTED, name="honest")
+HACKABLE = ElementReward(WANTED | {z: 5.0 for z in (80, 81, 82)}, name="hackable")
+SETTINGS = {"steps": 100, "batch_size": 100, "learning_rate": 1e-2, "tau": 0.02}
+WATCH = MonitorConfig(every=2, max_gap=1.0, min_unique=None, max_kl=None)
+
+
+def test_a_planted_hack_is_caught_early_and_the_last_good_policy_is_kept(tmp_path, base, cubic):
+    config = FinetuneConfig(monitor=WATCH, **SETTINGS)
+    result = finetune(config, base, HACKABLE, cubic, tmp_path / "out", seed=0, held_out=HONEST)
+    assert result.steps <= 10, "a tenth of the run"
+    assert result.stopped is not None
+    assert "rise of the reward beyond the held-out score's" in result.stopped
+    assert result.metrics["monitor/held_out/gap"] > 1.0
+    # what is kept is the policy of the last look that passed, and that one had not yet gone astray
+    kept = load_model(result.model_dir)
+    good = load_model(tmp_path / "out" / "good")
+    assert weights_hash(kept.model) == weights_hash(good.model)
+    history = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    passed = next(row for row in history if row["step"] == good.info["steps"])
+    assert passed["monitor/held_out/gap"] < result.metrics["monitor/held_out/gap"]
+    # calling it again tells the same and scores nothing
+    before = HACKABLE.scored
+    assert finetune(config, base, HACKABLE, cubic, tmp_path / "out", seed=0, held_out=HONEST).stopped == result.stopped
+    assert before == HACKABLE.scored
+
+
+def test_an_honest_reward_is_left_in_peace(tmp_path, base, cubic):
+    config = FinetuneConfig(monitor=WATCH, **SETTINGS | {"steps": 20})
+    shifted = ElementReward({z: 0.5 for z in WANTED}, name="other-scale")  # another unit, the same opinion
+    result = finetune(config, base, HONEST, cubic, tmp_path / "out", seed=0, held_out=shifted)
+    assert result.stopped is None
+    assert abs(result.metrics["monitor/held_out/gap"]) < 1e-9 if "monitor/held_out/gap" in result.metrics else True
+    history = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    looks = [row for row in history if "monitor/drift/elements" in row]
+    assert [row["step"] for row in looks] == list(range(0, 20, 2))
+    assert looks[0]["monitor/drift/elements"] == 0
+    assert looks[-1]["monitor/drift/elements"] > 0.2
+    assert looks[-1]["monitor/held_out/correlation"] == pytest.approx(1)
+
+
+def test_collapse_and_distance_end_the_run_in_words(tmp_path, base, cubic):
+    one = np.zeros(230)
+    one[224] = 1.0
+    reward = ElementReward({8: 1.0})
+    collapse = MonitorConfig(every=1, min_unique=0.6, max_kl=None)
+    config = FinetuneConfig(monitor=collapse, **SETTINGS | {"learning_rate": 5e-2})
+    result = finetune(config, base, reward, one, tmp_path / "collapse", seed=0)
+    assert result.stopped is not None
+    assert "share of unique crystals" in result.stopped
+    assert "below its limit 0.6" in result.stopped
+    distance = MonitorConfig(every=1, min_unique=None, max_kl=2.0)
+    config = FinetuneConfig(monitor=distance, **SETTINGS)
+    result = finetune(config, base, reward, cubic, tmp_path / "distance", seed=0)
+    assert result.stopped is not None
+    assert "KL from the base" in result.stopped
