@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Int32
@@ -36,6 +36,7 @@ class Judgement:
     components: dict[str, Float64[np.ndarray, " G"]]
 
 
+@runtime_checkable
 class Judge(Protocol):
     """The part of a reward that differs between kinds."""
 
