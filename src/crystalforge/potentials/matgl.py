@@ -72,9 +72,7 @@ class MatGLPotential:
             | _transformer_settings(self._model),
         )
 
-    def predict(
-        self, crystals: Sequence[Crystal], *, forces: bool = False, stress: bool = False
-    ) -> Prediction:
+    def predict(self, crystals: Sequence[Crystal], *, forces: bool = False, stress: bool = False) -> Prediction:
         """See `Potential.predict`. Raises InputError when forces are asked of a formation-energy model."""
         if (forces or stress) and not self._is_potential:
             raise InputError(
@@ -122,7 +120,12 @@ class MatGLProperty:
     """A MatGL property model: band gap, formation energy per atom, dielectric tensor, ..."""
 
     def __init__(
-        self, path: Path, *, state: int | None = None, aggregate: str = "auto", device: str = "cpu",
+        self,
+        path: Path,
+        *,
+        state: int | None = None,
+        aggregate: str = "auto",
+        device: str = "cpu",
         batch_atoms: int = 400,
     ) -> None:
         self._model, aggregate = load_matgl(path, aggregate=aggregate)
@@ -257,8 +260,12 @@ def _megnet(layer: Any) -> None:
 def _m3gnet(layer: Any) -> None:
     # Equation 5 of the M3GNet paper: a gated message of both ends, the edge (and the state), weighted by distance.
     def node_update(
-        edge_index: torch.Tensor, edges: torch.Tensor, nodes: torch.Tensor, rbf: torch.Tensor,
-        state: torch.Tensor | None, num_nodes: int,
+        edge_index: torch.Tensor,
+        edges: torch.Tensor,
+        nodes: torch.Tensor,
+        rbf: torch.Tensor,
+        state: torch.Tensor | None,
+        num_nodes: int,
     ) -> torch.Tensor:
         source, destination = edge_index[0].long(), edge_index[1].long()
         parts = [nodes[source], nodes[destination], edges]
@@ -305,7 +312,12 @@ def _state(network: Any, state: int | None, count: int, device: torch.device) ->
 
 
 def _graph(
-    crystals: Sequence[Crystal], network: Any, types: dict[int, int], device: torch.device, *, forces: bool,
+    crystals: Sequence[Crystal],
+    network: Any,
+    types: dict[int, int],
+    device: torch.device,
+    *,
+    forces: bool,
     stress: bool,
 ) -> SimpleNamespace:
     """The batch as the networks read it: attributes of a graph, without torch_geometric's bookkeeping."""
@@ -318,9 +330,7 @@ def _graph(
     lattice = torch.as_tensor(np.stack([crystal.lattice for crystal in crystals]), dtype=dtype, device=device)
     strain = torch.zeros_like(lattice, requires_grad=stress)
     strained = lattice @ (torch.eye(3, dtype=dtype, device=device) + strain)
-    frac = torch.as_tensor(
-        np.concatenate([crystal.frac for crystal in crystals]), dtype=dtype, device=device
-    )
+    frac = torch.as_tensor(np.concatenate([crystal.frac for crystal in crystals]), dtype=dtype, device=device)
     batch = torch.as_tensor(owner, device=device)
     positions = torch.einsum("ni,nij->nj", frac, strained[batch])
     if forces and not stress:
