@@ -1,0 +1,182 @@
+"""The network one token at a time, for crystals that all stand at the same position.
+
+The same function as `CrystalFormer.backbone`, rearranged for decoding; a test holds the two together.
+- A value is an affine map of its token's normalised input (D channels instead of H·d), and attention weights sum
+  to 1. So the inputs are kept instead of the values, and value and output maps become one: H·D -> D.
+- All rows stand at one position, so the rotation is applied to the query and key weights once, not to every row.
+- Keys lie in pages of `PAGE` positions, [B·H, PAGE, d]: a batch of small products over a page runs at the speed of
+  memory, over a slice of a longer buffer at a fraction of it.
+- In bfloat16 the products and inputs are bfloat16; the residual stream, norms, softmax and (on a CPU, whose
+  small bfloat16 products are slower than reading float32) the keys are float32.
+
+Shapes: B rows, D width, H heads, d channels of a head, I = H·d, O = 2·I (query and key), M = H·D (mixed inputs).
+Of the maps to be rotated: R = 2·H (query and key heads), half = d/2, E = D + 1 (the bias is the last column).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from crystalforge.common.errors import InputError
+from crystalforge.model.network import Block, CrystalFormer
+
+PAGE = 10  # positions: two sites
+PRECISIONS = {
+    "float32": (torch.float32, torch.float32),
+    "bfloat16": (torch.float32, torch.bfloat16),
+    "float64": (torch.float64, torch.float64),
+}  # of the residual stream and heads, and of the products
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBlock:
+    """A block's weights in the order in which decoding reads them."""
+
+    attention_norm: tuple[Tensor, Tensor]
+    rotated: Float[Tensor, "R 2 half E"]  # query (scaled by 1/√d) and key maps with bias, pairs apart
+    mixed_out: Float[Tensor, "D M"]
+    mixed_bias: Float[Tensor, " D"]
+    mlp_norm: tuple[Tensor, Tensor]
+    up: tuple[Tensor, Tensor]
+    down: tuple[Tensor, Tensor]
+
+    @classmethod
+    def pack(cls, block: Block, stream: torch.dtype, product: torch.dtype) -> PackedBlock:
+        """From a block in any precision."""
+        h, d = block.heads, block.head_size
+        weight, bias = block.qkv.weight.double(), block.qkv.bias.double()
+        query, key, value = torch.cat([weight, bias[:, None]], dim=1).chunk(3)
+        pairs = torch.cat([query / math.sqrt(d), key]).reshape(2 * h, 2, d // 2, -1)
+        out = block.out.weight.double().unflatten(1, (h, d))  # D H d
+        value_weight, value_bias = value[:, :-1].unflatten(0, (h, d)), value[:, -1].unflatten(0, (h, d))
+
+        def pair(module: torch.nn.LayerNorm | torch.nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+            return module.weight.to(dtype), module.bias.to(dtype)
+
+        return cls(
+            attention_norm=pair(block.attention_norm, stream),
+            rotated=pairs.to(stream),
+            mixed_out=torch.einsum("ohd,hdi->ohi", out, value_weight).flatten(1).to(product),
+            mixed_bias=(torch.einsum("ohd,hd->o", out, value_bias) + block.out.bias.double()).to(product),
+            mlp_norm=pair(block.mlp_norm, stream),
+            up=pair(block.up, product),
+            down=pair(block.down, product),
+        )
+
+    def query_key(
+        self, cos: Float[Tensor, " half"], sin: Float[Tensor, " half"], product: torch.dtype
+    ) -> tuple[Float[Tensor, "O D"], Float[Tensor, " O"]]:
+        """The query and key map (and bias) of the position with these rotary angles."""
+        first, second = self.rotated.unbind(dim=1)
+        c, s = cos[:, None], sin[:, None]
+        turned = torch.stack([first * c - second * s, second * c + first * s], dim=1).flatten(0, 2).to(product)
+        return turned[:, :-1], turned[:, -1]
+
+
+class CloseRanks:
+    """Bring the kept rows of any tensor to its front, in place, and return that front.
+
+    Only rows from the end move, into the holes: as few as can be. The order of rows changes.
+
+    >>> CloseRanks(torch.tensor([True, False, True, True]))(torch.tensor([10, 11, 12, 13])).tolist()
+    [10, 13, 12]
+    """
+
+    def __init__(self, kept: Bool[Tensor, " B"]) -> None:
+        self.rows = int(kept.sum())
+        self._target = (~kept[: self.rows]).nonzero().squeeze(1)
+        self._source = kept[self.rows :].nonzero().squeeze(1) + self.rows
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if len(self._target):
+            tensor[self._target] = tensor[self._source]
+        return tensor[: self.rows]
+
+
+class Memory:
+    """What one block keeps of the positions seen so far: keys in pages, inputs in one buffer."""
+
+    def __init__(self, rows: int, heads: int, capacity: int, page: int) -> None:
+        self.rows, self.heads, self.capacity, self.page = rows, heads, capacity, page
+        self.keys: list[Tensor] = []
+        self.inputs: Tensor | None = None
+
+    def append(
+        self, position: int, key: Float[Tensor, "B I"], entry: Float[Tensor, "B D"], key_dtype: torch.dtype
+    ) -> None:
+        """Keep the key and the normalised input of `position`."""
+        page, place = divmod(position, self.page)
+        if page == len(self.keys):
+            size = key.shape[1] // self.heads
+            self.keys.append(key.new_zeros((self.rows * self.heads, self.page, size), dtype=key_dtype))
+        shape = (self.rows, self.heads)
+        self.keys[page].unflatten(0, shape)[:, :, place] = key.unflatten(1, (self.heads, -1))
+        if self.inputs is None:
+            self.inputs = entry.new_empty((self.rows, self.capacity, entry.shape[1]))
+        self.inputs[:, position] = entry
+
+    def attend(self, position: int, query: Float[Tensor, "B I"]) -> Float[Tensor, "B M"]:
+        """Each head's average input under its attention weights, over positions 0..position."""
+        assert self.inputs is not None
+        column = query.reshape(self.rows * self.heads, -1, 1)
+        pages = [torch.bmm(page, column) for page in self.keys]
+        scores = (pages[0] if len(pages) == 1 else torch.cat(pages, dim=1)).view(self.rows, self.heads, -1)
+        weights = scores[:, :, : position + 1].softmax(dim=-1).to(self.inputs.dtype)
+        return torch.bmm(weights, self.inputs[:, : position + 1]).flatten(1)
+
+    def close_ranks(self, move: CloseRanks) -> None:
+        """Let go of the rows that `move` does not keep."""
+        shape = (self.rows, self.heads)
+        self.keys = [move(page.unflatten(0, shape)).flatten(0, 1) for page in self.keys]
+        if self.inputs is not None:
+            self.inputs = move(self.inputs)
+        self.rows = move.rows
+
+
+class Decoder:
+    """The model's weights packed for decoding in one precision; `start` gives a batch's memory.
+
+    >>> decoder = Decoder(model, "float32")                                       # doctest: +SKIP
+    >>> memory = decoder.start(rows=2)                                            # doctest: +SKIP
+    >>> hidden = decoder.step(decoder.network.embed_wyckoff(g, w), memory, 0)     # doctest: +SKIP
+    """
+
+    def __init__(self, model: CrystalFormer, precision: str = "float32") -> None:
+        if precision not in PRECISIONS:
+            raise InputError(f"unknown precision {precision!r}", remedy=f"use one of {', '.join(sorted(PRECISIONS))}")
+        self.stream, self.product = PRECISIONS[precision]
+        self.device = model.head.weight.device
+        # bfloat16 keys only where small bfloat16 products are fast.
+        self.key_dtype = self.product if self.device.type != "cpu" else self.stream
+        self.config = model.config
+        self.network = copy.deepcopy(model).eval().requires_grad_(False)
+        self.blocks = [PackedBlock.pack(cast(Block, block), self.stream, self.product) for block in self.network.blocks]
+        self.network.to(self.stream)  # from here on for its embeddings and heads
+        self.capacity = self.network.cos.shape[0]
+
+    def start(self, rows: int) -> list[Memory]:
+        """Empty memory of `rows` crystals, one entry per block."""
+        page = PAGE if self.device.type == "cpu" else self.capacity
+        return [Memory(rows, self.config.heads, self.capacity, page) for _ in self.blocks]
+
+    def step(self, x: Float[Tensor, "B D"], memory: list[Memory], position: int) -> Float[Tensor, "B D"]:
+        """The final hidden state (after the last norm) of the token `x` at `position`."""
+        cos, sin = self.network.cos[position], self.network.sin[position]
+        width = x.shape[1:]
+        for block, past in zip(self.blocks, memory, strict=True):
+            entry = F.layer_norm(x, width, *block.attention_norm).to(self.product)
+            query, key = F.linear(entry, *block.query_key(cos, sin, self.product)).chunk(2, dim=1)
+            past.append(position, key, entry, self.key_dtype)
+            mixed = past.attend(position, query.to(self.key_dtype))
+            x = x + F.linear(mixed, block.mixed_out, block.mixed_bias)
+            hidden = F.linear(F.layer_norm(x, width, *block.mlp_norm).to(self.product), *block.up)
+            x = x + F.linear(F.gelu(hidden, approximate="tanh"), *block.down)
+        return self.network.norm(x)
