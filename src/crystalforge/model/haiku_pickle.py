@@ -167,3 +167,20 @@ def read_haiku_pickle(path: Path) -> dict[str, np.ndarray]:
                 raise InputError("holds values that are no finite reals", source=path, record=f"{module}/{name}")
             flat[f"{module}/{name}"] = array.astype(np.float32)
     return flat
+
+
+def read_pickled_array(content: bytes, *, source: object = None) -> np.ndarray:
+    """One NumPy or JAX array from its pickle, with the same care; raises InputError for anything else."""
+    remedy = "give a file as CrystalFormer's tools write it"
+    try:
+        value = _Reader(io.BytesIO(content)).load()
+        array = value.numpy() if isinstance(value, _Array) else value
+    except _Refused as error:
+        raise InputError(f"refused: {error}", source=source, remedy=remedy) from None
+    except Exception as error:  # a damaged pickle can fail in any way; none of ours ran
+        raise InputError(
+            f"is no readable pickle ({type(error).__name__}: {error})", source=source, remedy=remedy
+        ) from None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"is a {type(array).__name__}, no array", source=source, remedy=remedy)
+    return array
