@@ -13,7 +13,7 @@ import bz2
 import gzip
 import json
 import lzma
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ ENERGY_COLUMNS = ("energy_per_atom", "corrected_energy_per_atom", "formation_ene
 """Parquet columns that hold an energy, in the order of preference; the last one has the scale `formation`."""
 
 OPENERS: dict[str, Any] = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}
+
+
+Amounts = Mapping[int, float | int]
+"""{atomic number: amount} of a composition."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +52,8 @@ class Entries:
     @classmethod
     def of(
         cls,
-        compositions: Iterable[dict[int, float]],
-        energy: Sequence[float] | np.ndarray,
+        compositions: Iterable[Amounts],
+        energy: Sequence[float | int | None] | np.ndarray,
         ids: Sequence[str] | None = None,
         *,
         scale: str = "mp2020",
@@ -123,10 +127,11 @@ def read_entries(path: str | Path, *, scale: str | None = None) -> Entries:
 
 def parse_formula(formula: str) -> dict[int, float]:
     """{atomic number: amount} of a formula; raises InputError when it is none."""
-    from pymatgen.core import Composition
+    from pymatgen.core import Composition, Element
 
     try:
-        return {element.Z: amount for element, amount in Composition(formula).element_composition.items()}
+        # By symbol once more: pymatgen takes unknown symbols for dummy species.
+        return {Element(symbol).Z: float(amount) for symbol, amount in Composition(formula).as_dict().items()}
     except ValueError as error:
         raise InputError(f"{formula!r} is not a formula ({error})") from error
 

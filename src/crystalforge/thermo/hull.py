@@ -20,7 +20,7 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from jaxtyping import Float64, Int32, Int64, UInt64
 
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import atomic_directory, recover_directory, write_json
-from crystalforge.thermo.entries import Entries, read_entries
+from crystalforge.thermo.entries import Amounts, Entries, read_entries
 from crystalforge.thermo.facets import SystemHull
 
 FORMAT = 1
@@ -195,7 +195,7 @@ class HullStore:
                 self._cache.popitem(last=False)
         return hull
 
-    def e_above_hull(self, numbers: Sequence[int] | np.ndarray | dict[int, float], energy: float) -> float:
+    def e_above_hull(self, numbers: Sequence[int] | np.ndarray | Amounts, energy: float) -> float:
         """Distance to the hull in eV/atom (negative below it) of one crystal with `energy` eV/atom.
 
         numbers: the atomic numbers of its atoms, or {atomic number: amount}. NaN when an element has no
@@ -205,7 +205,7 @@ class HullStore:
 
     def e_above_hull_many(
         self,
-        compositions: Sequence[Sequence[int] | np.ndarray | dict[int, float]],
+        compositions: Sequence[Sequence[int] | np.ndarray | Amounts],
         energy: Float64[np.ndarray, " B"],
     ) -> HullAnswer:
         """Distances to the hull of many crystals with `energy` eV/atom; see `e_above_hull`."""
@@ -267,10 +267,10 @@ def _members(mask: np.ndarray) -> list[int]:
 
 
 def _fractions_of(
-    composition: Sequence[int] | np.ndarray | dict[int, float],
+    composition: Sequence[int] | np.ndarray | Amounts,
 ) -> tuple[tuple[int, ...], np.ndarray]:
     """(elements ascending, their atomic fractions)."""
-    if isinstance(composition, dict):
+    if isinstance(composition, Mapping):
         counts = {int(z): float(amount) for z, amount in composition.items() if amount > 0}
     else:
         counts = {}
