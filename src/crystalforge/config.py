@@ -17,7 +17,7 @@ from crystalforge.common.settings import override, read_yaml, validated
 from crystalforge.data.config import DataConfig
 from crystalforge.evaluation.config import EvaluateConfig
 from crystalforge.model.config import ModelConfig
-from crystalforge.rewards.config import EhullReward, RewardConfig
+from crystalforge.rewards.config import EHullReward, RewardConfig
 from crystalforge.rl.config import FinetuneConfig
 from crystalforge.training.config import PretrainConfig
 
@@ -28,25 +28,19 @@ class ServiceConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     mode: Literal["auto", "triton", "in-process"] = Field(
-        "auto",
-        description="auto: a local Triton where its wheel has a build, else in process; triton: insist on it",
+        "auto", description="auto: a local Triton where its wheel has a build, else in process; triton: insist on it"
     )
-    url: str | None = Field(
-        None, description="host:port of a Triton that already runs (gRPC); none: start one here"
-    )
-    model: str = Field("reward", description="model name in the server's repository")
-    instances: int = Field(
-        2, ge=1, description="copies of the reward model in a server started here, one core each"
-    )
-    chunk: int = Field(64, ge=1, description="crystals in one request; part of the result's reproducibility")
-    deadline_seconds: float = Field(120.0, gt=0, description="for one request")
-    patience_seconds: float = Field(20.0, ge=0, description="how long an unreachable server is waited for")
-    tls_ca: str | None = Field(
-        None, description="PEM file of the authority that signed the server's certificate"
-    )
-    token_env: str | None = Field(
-        None, description="environment variable that holds the server's access token"
-    )
+    url: str | None = Field(None, description="host:port of a Triton that already runs (gRPC); none: start one here")
+    model: str | None = Field(None, description="model's name in the server's repository; none: the reward's name")
+    instances: int = Field(2, ge=1, description="copies of the reward model in a server started here, one core each")
+    chunk_structures: int = Field(64, ge=1, description="crystals in one request; decides the last bits of a result")
+    deadline_s: float = Field(120.0, gt=0, description="for one request, queueing included")
+    patience_s: float = Field(60.0, ge=0, description="how long a server that is away is waited for")
+    tls: bool = Field(False, description="encrypt the connection; implied by a root certificate")
+    root_certificate: Path | None = Field(None, description="PEM of the authority that signed the server")
+    certificate: Path | None = Field(None, description="PEM with this client's certificate (mutual TLS)")
+    key: Path | None = Field(None, description="PEM with this client's key (mutual TLS)")
+    token_file: Path | None = Field(None, description="file with the secret that the server asks for")
 
 
 class TrackingConfig(BaseModel):
@@ -75,15 +69,15 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(0, ge=0, lt=2**63, description="of everything random: data order, weights, samples")
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    pretrain: PretrainConfig = PretrainConfig()
-    reward: RewardConfig = Field(default_factory=EhullReward)
-    service: ServiceConfig = ServiceConfig()
-    finetune: FinetuneConfig = FinetuneConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    register_: RegisterConfig = Field(RegisterConfig(), alias="register")
-    tracking: TrackingConfig = TrackingConfig()
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
+    reward: RewardConfig = Field(default_factory=EHullReward)
+    service: ServiceConfig = Field(default_factory=ServiceConfig)
+    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    register_: RegisterConfig = Field(default_factory=RegisterConfig, alias="register")
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
     def sections(self, names: Iterable[str]) -> dict[str, Any]:
         """The named sections as plain JSON values."""

@@ -55,9 +55,7 @@ class Progress:
         elapsed = max(time.monotonic() - self._began, 1e-9)
         rate = (self.done - self._first) / elapsed
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
-        shown_rate = (
-            f"{rate:.1f} {self.unit}/s" if rate >= 1 or rate == 0 else f"{1 / rate:.1f} s/{self.unit}"
-        )
+        shown_rate = f"{rate:.1f} {self.unit}/s" if rate >= 1 or rate == 0 else f"{1 / rate:.1f} s/{self.unit}"
         parts = [
             f"{self.label:<12}",
             f"{self.done}/{self.total} {self.unit}",

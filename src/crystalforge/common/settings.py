@@ -23,13 +23,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise InputError(
-            "file not found", source=path, remedy="give the path of a YAML file with --config"
-        ) from None
+        raise InputError("file not found", source=path, remedy="give the path of a YAML file with --config") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"not valid YAML: {error}", source=path, remedy="mend the line that it names"
-        ) from None
+        raise InputError(f"not valid YAML: {error}", source=path, remedy="mend the line that it names") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -51,9 +47,7 @@ def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
-            raise InputError(
-                f"cannot read {assignment!r}", source="--set", remedy="write --set section.key=value"
-            )
+            raise InputError(f"cannot read {assignment!r}", source="--set", remedy="write --set section.key=value")
         *parents, last = path.split(".")
         target = result
         for name in parents:

@@ -116,9 +116,7 @@ class StageRun:
 
         have = self._api.get_run(self.run_id).data.params
         flat = {key: value for key, value in _flatten(values).items() if key not in have}
-        self._api.log_batch(
-            self.run_id, params=[Param(key, value[:LONGEST_PARAM]) for key, value in flat.items()]
-        )
+        self._api.log_batch(self.run_id, params=[Param(key, value[:LONGEST_PARAM]) for key, value in flat.items()])
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record metrics of one step; sent in batches."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import mlflow
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 from mlflow.types.schema import ColSpec, DataType, Schema
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def requirements() -> list[str]:
     return [f"{name}=={version(name).split('+')[0]}" for name in names]
 
 
-class CrystalSampler(mlflow.pyfunc.PythonModel):
+class CrystalSampler(PythonModel):
     """Each input row asks for `n` crystals of one space group from the random streams of one seed."""
 
     def load_context(self, context: Any) -> None:
@@ -64,7 +65,7 @@ class CrystalSampler(mlflow.pyfunc.PythonModel):
 
         self._model = load_model(Path(context.artifacts["model"])).model
 
-    def predict(
+    def predict(  # type: ignore[override]  # the base class is annotated as returning nothing
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """One output row per crystal: its formula, CIF and log-probability; unbuildable ones have an empty CIF."""
@@ -75,16 +76,16 @@ class CrystalSampler(mlflow.pyfunc.PythonModel):
         from crystalforge.model.sampler import sample
 
         rows: list[dict[str, Any]] = []
-        for request in model_input.itertuples(index=False):
-            groups = np.full(int(request.n), int(request.spacegroup), dtype=np.int64)
-            samples = sample(self._model, groups, seed=int(request.seed))
+        requests = zip(*(model_input[name].astype(int) for name in ("spacegroup", "n", "seed")), strict=True)
+        for spacegroup, n, seed in requests:
+            samples = sample(self._model, np.full(n, spacegroup, dtype=np.int64), seed=seed)
             crystals = to_crystals(samples.tokens)
             total = sum(np.asarray(part) for part in samples.log_prob.values())
             for index, crystal, log_prob in zip(samples.index, crystals, np.asarray(total), strict=True):
                 rows.append(
                     {
-                        "spacegroup": int(request.spacegroup),
-                        "seed": int(request.seed),
+                        "spacegroup": spacegroup,
+                        "seed": seed,
                         "index": int(index),
                         "formula": crystal.formula if crystal is not None else "",
                         "cif": crystal.to_structure().to(fmt="cif") if crystal is not None else "",
@@ -94,4 +95,4 @@ class CrystalSampler(mlflow.pyfunc.PythonModel):
         return pd.DataFrame(rows, columns=[column.name for column in OUTPUTS.inputs])
 
 
-mlflow.models.set_model(CrystalSampler())
+set_model(CrystalSampler())

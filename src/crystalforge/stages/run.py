@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ import yaml
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import atomic_file, write_json
 from crystalforge.stages.base import ERROR, PIPELINE_VARIABLE
-from crystalforge.stages.service import URL_VARIABLE
+from crystalforge.stages.service import URL_VARIABLE, local_server
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
@@ -128,23 +129,19 @@ def _tracked(config: Config, place: Path) -> Iterator[str | None]:
 @contextmanager
 def _served(config: Config, place: Path) -> Iterator[None]:
     """One reward server for all stages, started while the first ones work; none where a stage must see to it."""
-    from serving.launcher import TritonServer, available
+    from serving.launcher import available
 
-    wanted = (
-        config.service.url is None and URL_VARIABLE not in os.environ and config.service.mode != "in-process"
-    )
+    wanted = config.service.url is None and URL_VARIABLE not in os.environ and config.service.mode != "in-process"
     if not wanted or not available()[0]:
         yield
         return
-    with TritonServer(
-        config.reward, instances=config.service.instances, directory=place / "service"
-    ) as server:
+    with local_server(config, place / "service") as server:
         os.environ[URL_VARIABLE] = server.grpc_url
         try:
             yield
         finally:
             del os.environ[URL_VARIABLE]
-            write_json(place / "service.json", server.statistics())
+            write_json(place / "service.json", asdict(server.statistics()))
 
 
 @contextmanager
@@ -205,3 +202,40 @@ def _summarise(place: Path, seconds: float) -> dict[str, Any]:
     }
     write_json(place / SUMMARY, summary)
     return summary
+
+
+def _print(place: Path, summary: dict[str, Any]) -> None:
+    """The table base beside tuned, and where everything is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from crystalforge.evaluation.summary import METRICS
+
+    base, tuned = summary["models"]["base"], summary["models"]["tuned"]
+    table = Table(title=f"{base['n']:,} crystals from each model, 95 % intervals", title_justify="left")
+    for heading in ("", "base", "fine-tuned", "difference"):
+        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+    for name, (caption, unit, _) in METRICS.items():
+        if name in base["metrics"] and name in tuned["metrics"]:
+            found = (base["metrics"][name], tuned["metrics"][name], summary["comparison"]["tuned"].get(name))
+            shown = [_figure(value, percent=unit == "%") for value in found]
+            table.add_row(f"{caption} {unit}".strip(), *shown)
+    # A log collector is no terminal, and has no width of its own.
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(table)
+    registered = summary["registered"]
+    console.print(f"report      {summary['report']}", soft_wrap=True)
+    console.print(f"summary     {place / SUMMARY}", soft_wrap=True)
+    named = f"{registered['uri']} (version {registered['version']}), " if "uri" in registered else ""
+    console.print(f"model       {named}{registered['weights']}: the {registered['model']} model", soft_wrap=True)
+    console.print(f"time        {summary['seconds']:.0f} s", soft_wrap=True)
+
+
+def _figure(found: dict[str, Any] | None, *, percent: bool) -> str:
+    if found is None or found["value"] is None:
+        return "-"
+    scale, digits = (100, 1) if percent else (1, 3)
+    text = f"{scale * found['value']:.{digits}f}"
+    if found["low"] is None:
+        return text
+    return f"{text}  [{scale * found['low']:.{digits}f}, {scale * found['high']:.{digits}f}]"

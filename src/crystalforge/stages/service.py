@@ -14,6 +14,8 @@ from crystalforge.rewards import Reward
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
+    from crystalforge.integrations.triton import RemoteReward
+    from serving.launcher import TritonServer
 
 URL_VARIABLE = "CRYSTALFORGE_REWARD_URL"
 
@@ -28,17 +30,16 @@ def open_reward(config: Config, workspace: Path) -> Iterator[Reward]:
     """
     url = os.environ.get(URL_VARIABLE) or config.service.url
     if url:
-        yield _remote(config, url)
+        with _remote(config, url) as reward:
+            yield reward
         return
     if config.service.mode != "in-process":
-        from serving.launcher import TritonServer, available
+        from serving.launcher import available
 
         possible, reason = available()
         if possible:
-            with TritonServer(
-                config.reward, instances=config.service.instances, directory=workspace / "service"
-            ) as server:
-                yield _remote(config, server.grpc_url)
+            with local_server(config, workspace / "service") as server, _remote(config, server.grpc_url) as reward:
+                yield reward
             return
         if config.service.mode == "triton":
             raise InputError(
@@ -47,13 +48,22 @@ def open_reward(config: Config, workspace: Path) -> Iterator[Reward]:
                 remedy="set service.mode to auto or in-process, or give service.url",
             )
         print(f"reward: in process, because no Triton server can be started here ({reason})", file=sys.stderr)
-    from crystalforge.rewards.build import build
+    from crystalforge.rewards import build
 
     yield build(config.reward)
 
 
-def _remote(config: Config, url: str) -> Reward:
-    from crystalforge.integrations.triton import RemoteReward
+def local_server(config: Config, directory: Path) -> TritonServer:
+    """A server for `config.reward` on this machine, not started yet; its log goes to `directory`."""
+    from serving.launcher import TritonServer
 
-    service = config.service
-    return RemoteReward(url, service.model)
+    return TritonServer(config.reward, instances=config.service.instances, run_dir=directory)
+
+
+def _remote(config: Config, url: str) -> RemoteReward:
+    from crystalforge.integrations.triton import ClientConfig, RemoteReward
+    from serving.launcher import model_name
+
+    shared = ClientConfig.model_fields.keys() & type(config.service).model_fields.keys()
+    client = ClientConfig.model_validate({name: getattr(config.service, name) for name in shared})
+    return RemoteReward(url, config.service.model or model_name(config.reward), config=client)
