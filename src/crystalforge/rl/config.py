@@ -17,21 +17,21 @@ class MonitorConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    every: int = Field(5, ge=1, description="steps between two looks")
+    every: int = Field(default=5, ge=1, description="steps between two looks")
     max_gap: float | None = Field(
-        1.0,
+        default=1.0,
         gt=0,
         description="how much more the reward may have risen than the held-out score on the same crystals, in "
         "standard deviations of each at the first look; needs a held-out reward",
     )
-    min_unique: float | None = Field(0.5, ge=0, le=1, description="least share of unique crystals in a batch")
-    max_kl: float | None = Field(100.0, gt=0, description="largest KL(policy || base) in nats per crystal")
-    max_floors: float | None = Field(None, ge=0, le=1, description="largest share of floored crystals")
+    min_unique: float | None = Field(default=0.5, ge=0, le=1, description="least share of unique crystals in a batch")
+    max_kl: float | None = Field(default=100.0, gt=0, description="largest KL(policy || base) in nats per crystal")
+    max_floors: float | None = Field(default=None, ge=0, le=1, description="largest share of floored crystals")
     max_entropy_loss: float | None = Field(
-        None, gt=0, description="largest fall of the letters' or the elements' entropy, in nats per crystal"
+        default=None, gt=0, description="largest fall of the letters' or the elements' entropy, in nats per crystal"
     )
     standard_errors: float = Field(
-        2.0, ge=0, description="standard errors by which an estimate must lie beyond its limit"
+        default=2.0, ge=0, description="standard errors by which an estimate must lie beyond its limit"
     )
 
 
@@ -44,43 +44,47 @@ class FinetuneConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    algorithm: Algorithm = Field("ppo", description="rule of improvement")
-    steps: int = Field(100, ge=0, description="batches to draw, score and learn from")
-    batch_size: int = Field(100, ge=2, description="crystals per step")
-    tau: float = Field(0.1, gt=0, description="weight of KL(policy || base) against the reward; DPO's beta")
-    learning_rate: float = Field(1e-4, gt=0, description="of Adam")
+    algorithm: Algorithm = Field(default="ppo", description="rule of improvement")
+    steps: int = Field(default=100, ge=0, description="batches to draw, score and learn from")
+    batch_size: int = Field(default=100, ge=2, description="crystals per step")
+    tau: float = Field(default=0.1, gt=0, description="weight of KL(policy || base) against the reward; DPO's beta")
+    learning_rate: float = Field(default=1e-4, gt=0, description="of Adam")
     inner_steps: int = Field(
-        3, ge=1, description="passes over each batch; reinforce and rloo make one, whatever is asked"
+        default=3, ge=1, description="passes over each batch; reinforce and rloo make one, whatever is asked"
     )
-    minibatches: int = Field(1, ge=1, description="optimiser steps per pass")
-    clip: float = Field(0.2, gt=0, lt=1, description="half-width of the ratio's trust interval (PPO, GRPO)")
-    baseline_decay: float = Field(0.95, ge=0, lt=1, description="of the moving baseline (PPO, REINFORCE)")
-    gradient_clip: float = Field(1.0, gt=0, description="largest global norm of the gradient")
+    minibatches: int = Field(default=1, ge=1, description="optimiser steps per pass")
+    clip: float = Field(default=0.2, gt=0, lt=1, description="half-width of the ratio's trust interval (PPO, GRPO)")
+    baseline_decay: float = Field(default=0.95, ge=0, lt=1, description="of the moving baseline (PPO, REINFORCE)")
+    gradient_clip: float = Field(default=1.0, gt=0, description="largest global norm of the gradient")
     normalize_advantage: bool = Field(
-        False, description="divide advantages by their spread over the batch (not in the paper)"
+        default=False, description="divide advantages by their spread over the batch (not in the paper)"
     )
     kl_stop: float | None = Field(
-        None, gt=0, description="end the passes over a batch once KL(sampling policy || policy) exceeds this"
+        default=None, gt=0, description="end the passes over a batch once KL(sampling policy || policy) exceeds this"
     )
-    group_size: int = Field(10, ge=2, description="crystals per drawn space group (GRPO, DPO)")
-    divide_by_spread: bool = Field(True, description="GRPO: divide by the group's standard deviation")
-    keep_component: str = Field("e_above_hull", description="SFT: component of the reward that decides what is kept")
-    keep_below: float = Field(0.1, description="SFT: keep crystals whose component lies below this")
-    pool_size: int = Field(2000, ge=1, description="SFT: how many of the latest kept crystals to learn from")
+    group_size: int = Field(default=10, ge=2, description="crystals per drawn space group (GRPO, DPO)")
+    divide_by_spread: bool = Field(default=True, description="GRPO: divide by the group's standard deviation")
+    keep_component: str = Field(
+        default="e_above_hull", description="SFT: component of the reward that decides what is kept"
+    )
+    keep_below: float = Field(default=0.1, description="SFT: keep crystals whose component lies below this")
+    pool_size: int = Field(default=2000, ge=1, description="SFT: how many of the latest kept crystals to learn from")
 
     spacegroups: tuple[int, ...] | None = Field(
-        None, description="draw from these space groups only, in the training set's proportions; null: all"
+        default=None, description="draw from these space groups only, in the training set's proportions; null: all"
     )
-    constraints: Constraints | None = Field(None, description="what the sampler may draw")
-    max_scored: int | None = Field(None, ge=1, description="stop before more crystals than this are scored")
-    max_seconds: float | None = Field(None, gt=0, description="stop after this long, earlier runs included")
+    constraints: Constraints | None = Field(default=None, description="what the sampler may draw")
+    max_scored: int | None = Field(default=None, ge=1, description="stop before more crystals than this are scored")
+    max_seconds: float | None = Field(default=None, gt=0, description="stop after this long, earlier runs included")
 
-    checkpoint_every: int = Field(5, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, description="how many to keep")
+    checkpoint_every: int = Field(default=5, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1, description="how many to keep")
     piece_tokens: int = Field(
-        2048, ge=1, description="tokens per forward and backward pass: bounds memory; does not change the result's law"
+        default=2048,
+        ge=1,
+        description="tokens per forward and backward pass: bounds memory; does not change the result's law",
     )
-    monitor: MonitorConfig = Field(default_factory=MonitorConfig)
+    monitor: MonitorConfig = Field(default=MonitorConfig(), description="what is watched, and what ends the run")
 
     @model_validator(mode="after")
     def _coherent(self) -> FinetuneConfig:

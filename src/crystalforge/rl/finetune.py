@@ -70,7 +70,7 @@ def finetune(
     config: FinetuneConfig,
     base: Path,
     reward: Reward,
-    spacegroup_weights: Float64[np.ndarray, "230"],
+    spacegroup_weights: Float64[np.ndarray, " 230"],
     out: Path,
     *,
     seed: int,
@@ -147,6 +147,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.monitor = Monitor(self.config.monitor, self.state.monitor)
+        self._kept: Tokens | None = None
         self.device = next(self.policy.parameters()).device
 
     def exhausted(self) -> str | None:
@@ -319,17 +320,13 @@ class _Run:
         return Evidence(reward, batch.spacegroup, log_prob, self._base(batch, plan))
 
     def _pool(self, scored: Scored) -> Tokens:
-        """SFT: the latest kept crystals of all steps, this one included."""
-        parts = [scored.tokens[kept(self.config, scored.scores)]]
-        total = len(parts[0])
-        for step in range(self.state.step - 1, -1, -1):
-            if total >= self.config.pool_size:
-                break
-            path = journal.step_file(self.out / "samples", step)
-            earlier = journal.read(path)
-            parts.append(earlier.tokens[kept(self.config, earlier.scores)])
-            total += len(parts[-1])
-        return Tokens.concatenate(parts)[: self.config.pool_size]
+        """SFT: the latest kept crystals of all steps, this one included, newest first."""
+        if self._kept is None:  # a new session reads what earlier ones kept
+            earlier = journal.steps(self.out / "samples", before=self.state.step)
+            self._kept = Tokens.concatenate([s.tokens[kept(self.config, s.scores)] for _, s in earlier][::-1])
+        new = scored.tokens[kept(self.config, scored.scores)]
+        self._kept = Tokens.concatenate([new, self._kept])[: self.config.pool_size]
+        return self._kept
 
 
 def _identity(

@@ -3,7 +3,8 @@
 It serves twice. While a run lasts it is a journal: a run killed after scoring reads the scores back rather than
 paying for them again. Afterwards it is the record in which the best crystals seen in training are looked up.
 
-Columns: index, step, spacegroup, wyckoff, element, coords, lattice (lists, without pads), reward, status, log_prob, and `component.<name>` for each part of the reward. Pages carry checksums.
+Columns: index, step, spacegroup, wyckoff, element, coords, lattice (lists, without pads), reward, status, log_prob, and
+`component.<name>` for each part of the reward. Pages carry checksums.
 
 Shapes: B crystals of one step.
 """
@@ -79,10 +80,10 @@ def read(path: Path) -> Scored:
     slots = int((table.schema.metadata or {}).get(b"slots", MAX_SITES))
 
     def padded(name: str, width: int) -> np.ndarray:
-        rows = [np.asarray(row.as_py() or []) for row in table[name]]
-        out = np.zeros((len(rows), slots * width))
-        for target, row in zip(out, rows, strict=True):
-            target[: len(row)] = row
+        lists = table[name].combine_chunks()
+        values, ends = lists.flatten().to_numpy(), lists.offsets.to_numpy()
+        out = np.zeros((len(lists), slots * width))
+        out[np.arange(slots * width) < np.diff(ends)[:, None]] = values  # both run row by row
         return out
 
     def column(name: str, dtype: type) -> np.ndarray:
@@ -93,7 +94,7 @@ def read(path: Path) -> Scored:
         padded("wyckoff", 1).astype(np.int32),
         padded("element", 1).astype(np.int32),
         padded("coords", 3).reshape(-1, slots, 3),
-        np.array([row.as_py() for row in table["lattice"]], dtype=np.float64).reshape(-1, 6),
+        table["lattice"].combine_chunks().flatten().to_numpy().reshape(-1, 6),
     )
     components = {
         name.removeprefix(COMPONENT): column(name, np.float64)

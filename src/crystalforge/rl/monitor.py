@@ -143,7 +143,7 @@ def _elements(tokens: Tokens) -> Float64[np.ndarray, " Z"]:
     return counts / max(counts.sum(), 1.0)
 
 
-def _spacegroups(scored: Scored) -> Float64[np.ndarray, "231"]:
+def _spacegroups(scored: Scored) -> Float64[np.ndarray, " 231"]:
     """Share of each space group among the crystals that the reward could judge."""
     counts = np.bincount(scored.tokens.spacegroup[scored.scores.ok], minlength=231).astype(np.float64)
     return counts / max(counts.sum(), 1.0)

@@ -22,7 +22,7 @@ from crystalforge.model.network import CrystalFormer
 from crystalforge.rl.objective import ratio
 
 TOKENS_PER_SITE = 5
-Rows = Int64[np.ndarray, " b"]
+Rows = Int64[np.ndarray, " _"]
 Plan = list[list[Rows]]  # minibatches, each a list of pieces
 
 # row numbers of a piece and its log-probabilities -> one loss per row
@@ -31,7 +31,7 @@ Loss = Callable[[Int64[Tensor, " b"], Float[Tensor, " b"]], Float[Tensor, " b"]]
 
 def make_plan(
     n_sites: Int32[np.ndarray, " B"],
-    rows: Int64[np.ndarray, " b"],
+    rows: Int64[np.ndarray, " n"],
     *,
     piece_tokens: int,
     minibatches: int = 1,

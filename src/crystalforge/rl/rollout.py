@@ -34,7 +34,7 @@ class Source:
     group_size: how many consecutive crystals share one drawn space group.
     """
 
-    weights: Float64[np.ndarray, "230"]
+    weights: Float64[np.ndarray, " 230"]
     seed: int
     constraints: Constraints | None = None
     group_size: int = 1
@@ -42,7 +42,7 @@ class Source:
     def spacegroups(self, first_index: int, count: int) -> Int64[np.ndarray, " B"]:
         """Space groups of crystals first_index, first_index + 1, ..."""
         size = self.group_size
-        assert first_index % size == 0 and count % size == 0
+        assert first_index % size == count % size == 0
         groups = draw_spacegroups(self.weights, count // size, seed=self.seed, first_index=first_index // size)
         return np.repeat(groups.astype(np.int64), size)
 
@@ -61,8 +61,8 @@ class Source:
 
 
 def weights_within(
-    weights: Float64[np.ndarray, "230"], spacegroups: Sequence[int] | None
-) -> Float64[np.ndarray, "230"]:
+    weights: Float64[np.ndarray, " 230"], spacegroups: Sequence[int] | None
+) -> Float64[np.ndarray, " 230"]:
     """`weights` restricted to `spacegroups` and normalised.
 
     Where the training set has none of the groups asked for, they get equal weights: the wish counts more than the

@@ -19,7 +19,6 @@ Shapes: B crystals per step (chains, for mcmc).
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -57,16 +56,18 @@ class SearchConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["best_of_n", "resample", "mcmc"] = "best_of_n"
-    scored: int = Field(1000, ge=1, description="crystals to score, the budget")
-    batch_size: int = Field(100, ge=1, description="crystals per step; for mcmc the number of chains")
-    keep: int = Field(100, ge=1, description="crystals to return (mcmc returns its chains' last states)")
-    tau: float = Field(0.1, gt=0, description="temperature of exp(r/tau)")
-    spacegroups: tuple[int, ...] | None = Field(None, description="draw from these space groups only; null: all")
-    constraints: Constraints | None = Field(None, description="what the sampler may draw")
-    fresh: float = Field(0.25, gt=0, le=1, description="mcmc: share of moves that draw a fresh crystal")
-    coord_width: float = Field(0.03, gt=0, description="mcmc: step of fractional coordinates")
-    length_width: float = Field(0.05, gt=0, description="mcmc: step of scaled lengths in Å")
-    angle_width: float = Field(0.03, gt=0, description="mcmc: step of angles in radians")
+    scored: int = Field(default=1000, ge=1, description="crystals to score, the budget")
+    batch_size: int = Field(default=100, ge=1, description="crystals per step; for mcmc the number of chains")
+    keep: int = Field(default=100, ge=1, description="crystals to return (mcmc returns its chains' last states)")
+    tau: float = Field(default=0.1, gt=0, description="temperature of exp(r/tau)")
+    spacegroups: tuple[int, ...] | None = Field(
+        default=None, description="draw from these space groups only; null: all"
+    )
+    constraints: Constraints | None = Field(default=None, description="what the sampler may draw")
+    fresh: float = Field(default=0.25, gt=0, le=1, description="mcmc: share of moves that draw a fresh crystal")
+    coord_width: float = Field(default=0.03, gt=0, description="mcmc: step of fractional coordinates")
+    length_width: float = Field(default=0.05, gt=0, description="mcmc: step of scaled lengths in Å")
+    angle_width: float = Field(default=0.03, gt=0, description="mcmc: step of angles in radians")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,7 @@ def search(
     config: SearchConfig,
     base: Path,
     reward: Reward,
-    spacegroup_weights: Float64[np.ndarray, "230"],
+    spacegroup_weights: Float64[np.ndarray, " 230"],
     out: Path,
     *,
     seed: int,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from crystalforge.model.checkpoint import save_model
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import CrystalFormer
@@ -48,4 +49,4 @@ def cubic() -> np.ndarray:
 @pytest.fixture
 def oxide_reward() -> ElementReward:
     """Wants oxygen and a few neighbours in the periodic table."""
-    return ElementReward({z: 1.0 for z in range(5, 25)})
+    return ElementReward(dict.fromkeys(range(5, 25), 1.0))

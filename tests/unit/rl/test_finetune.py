@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+
 from crystalforge.common.errors import InputError
 from crystalforge.model.checkpoint import load_model, save_model, weights_hash
 from crystalforge.model.network import CrystalFormer

@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import pytest
+
 from crystalforge.crystal.tokens import Tokens
 from crystalforge.rewards.protocol import Scores
 from crystalforge.rl import journal

@@ -6,15 +6,16 @@ import json
 
 import numpy as np
 import pytest
+
 from crystalforge.model.checkpoint import load_model, weights_hash
 from crystalforge.rl.config import FinetuneConfig, MonitorConfig
 from crystalforge.rl.finetune import finetune
 from crystalforge.rl.testing import ElementReward
 
-WANTED = {z: 1.0 for z in range(5, 25)}
+WANTED = dict.fromkeys(range(5, 25), 1.0)
 # What the chemist means is `HONEST`; what was implemented pays far more for three elements that are worth nothing.
 HONEST = ElementReward(WANTED, name="honest")
-HACKABLE = ElementReward(WANTED | {z: 5.0 for z in (80, 81, 82)}, name="hackable")
+HACKABLE = ElementReward(WANTED | dict.fromkeys((80, 81, 82), 5.0), name="hackable")
 SETTINGS = {"steps": 100, "batch_size": 100, "learning_rate": 1e-2, "tau": 0.02}
 WATCH = MonitorConfig(every=2, max_gap=1.0, min_unique=None, max_kl=None)
 
@@ -41,7 +42,7 @@ def test_a_planted_hack_is_caught_early_and_the_last_good_policy_is_kept(tmp_pat
 
 def test_an_honest_reward_is_left_in_peace(tmp_path, base, cubic):
     config = FinetuneConfig(monitor=WATCH, **SETTINGS | {"steps": 20})
-    shifted = ElementReward({z: 0.5 for z in WANTED}, name="other-scale")  # another unit, the same opinion
+    shifted = ElementReward(dict.fromkeys(WANTED, 0.5), name="other-scale")  # another unit, the same opinion
     result = finetune(config, base, HONEST, cubic, tmp_path / "out", seed=0, held_out=shifted)
     assert result.stopped is None
     assert abs(result.metrics["monitor/held_out/gap"]) < 1e-9 if "monitor/held_out/gap" in result.metrics else True

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+
 from crystalforge.rl import advantage as adv
 from crystalforge.rl import objective
 

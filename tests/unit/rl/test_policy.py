@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from crystalforge.model.batch import TokenBatch
 from crystalforge.model.likelihood import log_prob
 from crystalforge.model.sampler import sample
