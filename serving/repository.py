@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
+import sysconfig
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -55,13 +57,17 @@ def write_model(
 ) -> Path:
     """Write `repository/name`, whole or not at all, and return it.
 
-    paths: where the workers find crystalforge and serving; by default where this process found them.
+    paths: where the workers find modules; by default where this process finds them.
     """
     if not NAME.fullmatch(name):
         raise InputError(f"{name!r} is no name for a model", remedy="use letters, digits, '_', '-' and '.'")
+    configuration = reward.model_dump(mode="json")
+    limits = settings.limits
+    if _depends_on_batch(configuration):
+        limits = replace(limits, merge_below=0)  # other people's crystals must not count
     content = {
-        "reward": reward.model_dump(mode="json"),
-        "limits": asdict(settings.limits),
+        "reward": configuration,
+        "limits": asdict(limits),
         "instances": settings.instances,
         "expected_digest": settings.expected_digest,
         "python_path": python_path() if paths is None else paths,
@@ -78,10 +84,19 @@ def write_model(
     return repository / name
 
 
+def _depends_on_batch(configuration: Any) -> bool:
+    """Whether a reward, or a part of it, compares the crystals of one request with each other."""
+    if isinstance(configuration, Mapping):
+        return configuration.get("kind") == "diversity" or any(map(_depends_on_batch, configuration.values()))
+    return isinstance(configuration, list | tuple) and any(map(_depends_on_batch, configuration))
+
+
 def python_path() -> list[str]:
-    """The folders in which this process found `crystalforge` and `serving`."""
-    package = Path(crystalforge.__file__ or "").resolve().parent
-    return [str(package.parent), str(Path(__file__).resolve().parent.parent)]
+    """Where this process finds modules outside its installation: a user's own reward is found there as well."""
+    ours = [Path(crystalforge.__file__ or "").resolve().parent.parent, Path(__file__).resolve().parent.parent]
+    installed = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    others = [Path(entry).absolute() for entry in sys.path if not entry.startswith(installed)]
+    return list(dict.fromkeys(str(path) for path in (*ours, *others) if path.is_dir()))
 
 
 def fingerprint(rewards: Mapping[str, BaseModel], settings: ModelSettings, extra: Any = None) -> str:

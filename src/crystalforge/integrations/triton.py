@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -117,6 +118,8 @@ class RemoteReward:
         self._lock = threading.Lock()
         self._thread = threading.local()
         self._open: list[triton.InferenceServerClient] = []
+        # Also at the interpreter's end, where gRPC's own clean-up comes too late and complains.
+        weakref.finalize(self, _close, self._open)
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> RemoteReward:
@@ -133,9 +136,7 @@ class RemoteReward:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
         with self._lock:
-            for client in self._open:
-                client.close()
-            self._open.clear()
+            _close(self._open)
             self._thread = threading.local()
 
     @property
@@ -299,6 +300,12 @@ class RemoteReward:
             f"the reward server at {self.url} (model {self.model}) {reason}.\n"
             f"  Remedy: look at its log and start it again, then repeat the command; finished work is kept."
         )
+
+
+def _close(clients: list[triton.InferenceServerClient]) -> None:
+    for client in clients:
+        client.close()
+    clients.clear()
 
 
 def _connect(url: str, config: ClientConfig) -> triton.InferenceServerClient:
