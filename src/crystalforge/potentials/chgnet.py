@@ -38,13 +38,13 @@ class CHGNetPotential:
 
     def __init__(self, config: CHGNetConfig) -> None:
         try:
-            from chgnet.model import CHGNet
+            from chgnet.model.model import CHGNet
         except ImportError as error:
             raise missing_extra("chgnet", "potentials", error) from error
         with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
-            model = CHGNet.load(model_name=config.model, use_device=config.device, verbose=False)
+            model: Any = CHGNet.load(model_name=config.model, use_device=config.device, verbose=False)
         self._dtype = torch.float64 if config.dtype == "float64" else torch.float32
-        self._model: Any = model.to(self._dtype).eval().requires_grad_(False)
+        self._model = model.to(self._dtype).eval().requires_grad_(False)
         self._device = torch.device(config.device)
         self._batch_atoms = config.batch_atoms
         self._reference = model.composition_model.fc.weight[0].double().cpu().numpy()

@@ -11,16 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field
 class _Base(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    device: str = Field("cpu", description="torch device: cpu, cuda, cuda:1, mps")
-    batch_atoms: int = Field(100, gt=0, description="atoms in one batch; bounds the memory, changes no value")
+    device: str = Field(default="cpu", description="torch device: cpu, cuda, cuda:1, mps")
+    batch_atoms: int = Field(default=100, gt=0, description="atoms in one batch; bounds the memory, changes no value")
 
 
 class CHGNetConfig(_Base):
     """CHGNet: weights come inside its wheel; energies are on the MP2020-corrected scale; Z <= 94."""
 
     kind: Literal["chgnet"] = "chgnet"
-    model: Literal["0.3.0", "0.2.0", "r2scan"] = Field("0.3.0", description="which pretrained weights")
-    dtype: Literal["float32", "float64"] = Field("float32", description="arithmetic; float64 for references")
+    model: Literal["0.3.0", "0.2.0", "r2scan"] = Field(default="0.3.0", description="which pretrained weights")
+    dtype: Literal["float32", "float64"] = Field(default="float32", description="arithmetic; float64 for references")
 
 
 class MatGLConfig(_Base):
@@ -32,12 +32,14 @@ class MatGLConfig(_Base):
 
     kind: Literal["matgl"] = "matgl"
     path: Path = Field(description="the model's folder")
-    state: int | None = Field(None, description="global state, e.g. the fidelity index of a multi-fidelity model")
+    state: int | None = Field(
+        default=None, description="global state, e.g. the fidelity index of a multi-fidelity model"
+    )
     scale: Literal["mp2020", "pbe", "formation"] | None = Field(
-        None, description="what its energies are measured against; None: from what the folder holds"
+        default=None, description="what its energies are measured against; None: from what the folder holds"
     )
     aggregate: Literal["auto", "source", "destination"] = Field(
-        "auto",
+        default="auto",
         description="the node that messages are summed into; auto: destination for checkpoints of before matgl 3",
     )
 
@@ -46,10 +48,10 @@ class OrbConfig(_Base):
     """Orb v2 or v3, from a local checkpoint or downloaded."""
 
     kind: Literal["orb"] = "orb"
-    model: str = Field("orb_v2", description="a function of orb_models.forcefield.pretrained, e.g. orb_v2")
-    path: Path | None = Field(None, description="local weights; None downloads them")
+    model: str = Field(default="orb_v2", description="a function of orb_models.forcefield.pretrained, e.g. orb_v2")
+    path: Path | None = Field(default=None, description="local weights; None downloads them")
     scale: Literal["mp2020", "pbe"] = Field(
-        "pbe",
+        default="pbe",
         description="what the energies are measured against; the models for MPtrj + Alexandria give raw PBE",
     )
 
@@ -58,9 +60,9 @@ class MACEConfig(_Base):
     """MACE, from a local file or one of the names that `mace_mp` downloads."""
 
     kind: Literal["mace"] = "mace"
-    model: str = Field("medium-mpa-0", description="name known to mace_mp, or a path")
-    dtype: Literal["float32", "float64"] = Field("float32", description="arithmetic")
-    scale: Literal["mp2020", "pbe"] = Field("pbe", description="what the energies are measured against")
+    model: str = Field(default="medium-mpa-0", description="name known to mace_mp, or a path")
+    dtype: Literal["float32", "float64"] = Field(default="float32", description="arithmetic")
+    scale: Literal["mp2020", "pbe"] = Field(default="pbe", description="what the energies are measured against")
 
 
 PotentialConfig = Annotated[CHGNetConfig | MatGLConfig | OrbConfig | MACEConfig, Field(discriminator="kind")]

@@ -55,7 +55,7 @@ class MACEPotential:
         )
 
     def _evaluate(self, crystals: Sequence[Crystal], forces: bool, stress: bool) -> Prediction:
-        from mace import data
+        import mace.data as data
         from mace.tools import torch_geometric
 
         configs = [data.config_from_atoms(to_atoms(crystal)) for crystal in crystals]

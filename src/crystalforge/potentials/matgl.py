@@ -269,7 +269,7 @@ def _m3gnet(layer: Any) -> None:
     ) -> torch.Tensor:
         source, destination = edge_index[0].long(), edge_index[1].long()
         parts = [nodes[source], nodes[destination], edges]
-        if layer.include_state:
+        if state is not None:
             parts.append(state)
         message = layer.node_update_func(torch.cat(parts, dim=1)) * layer.node_weight_func(rbf)
         return message.new_zeros((num_nodes, message.shape[1])).index_add(0, destination, message)

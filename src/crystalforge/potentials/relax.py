@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int32
@@ -53,7 +55,8 @@ def relax(
     count = len(crystals)
     relaxed = list(crystals)
     energy, converged = np.full(count, np.nan), np.zeros(count, dtype=bool)
-    made, problems = np.zeros(count, dtype=np.int32), [None] * count
+    made = np.zeros(count, dtype=np.int32)
+    problems: list[str | None] = [None] * count
     judge = calculator(potential)
     for row, crystal in enumerate(crystals):
         atoms = to_atoms(crystal)
@@ -61,8 +64,8 @@ def relax(
         try:
             if fix_symmetry:
                 atoms.set_constraint(FixSymmetry(atoms, symprec=0.01))
-            target = atoms if fix_cell else FrechetCellFilter(atoms)
-            optimizer = FIRE(target, logfile=None, maxstep=LARGEST_STEP)
+            target: Any = atoms if fix_cell else FrechetCellFilter(atoms)
+            optimizer = FIRE(target, logfile=os.devnull, maxstep=LARGEST_STEP)
             converged[row] = bool(optimizer.run(fmax=fmax, steps=steps))
             made[row] = optimizer.nsteps
             energy[row] = float(atoms.get_potential_energy())

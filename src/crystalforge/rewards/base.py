@@ -40,9 +40,20 @@ class Judgement:
 class Judge(Protocol):
     """The part of a reward that differs between kinds."""
 
-    elements: frozenset[int] | None
-    component_names: tuple[str, ...]
-    digests: Mapping[str, str]
+    @property
+    def elements(self) -> frozenset[int] | None:
+        """Atomic numbers that it can judge, None for all."""
+        ...
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """Keys of the components that it gives."""
+        ...
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """SHA-256 of the content (weights, hull, ...) that its values depend on."""
+        ...
 
     def judge(self, crystals: Sequence[Crystal]) -> Judgement:
         """Values of crystals that passed the guards; never raises because of a crystal."""
@@ -75,7 +86,7 @@ class GuardedReward:
         components = {name: np.full(len(crystals), np.nan) for name in self.judge.component_names}
         rows = np.flatnonzero(status == Status.OK)
         if len(rows):
-            answer = self.judge.judge([crystal for row in rows if (crystal := crystals[row]) is not None])
+            answer = self.judge.judge([crystal for row in rows.tolist() if (crystal := crystals[row]) is not None])
             finite = np.isfinite(answer.values)
             status[rows] = np.where((answer.status == Status.OK) & ~finite, Status.NOT_FINITE, answer.status)
             ok = status[rows] == Status.OK

@@ -17,37 +17,37 @@ class _Record(BaseModel):
 class Guards(_Record):
     """What a crystal must satisfy before any model sees it. Each has a status of its own."""
 
-    min_distance: float = Field(0.7, ge=0, description="Å between two atoms, images included -> TOO_CLOSE")
-    max_atoms: int = Field(200, gt=0, description="atoms in the cell -> TOO_LARGE")
-    volume_per_atom: tuple[float, float] = Field((2.0, 500.0), description="Å^3 allowed -> BAD_CELL")
-    min_height: float = Field(1.0, gt=0, description="Å between opposite faces of the cell -> BAD_CELL")
-    max_length: float = Field(200.0, gt=0, description="Å, longest lattice vector -> BAD_CELL")
+    min_distance: float = Field(default=0.7, ge=0, description="Å between two atoms, images included -> TOO_CLOSE")
+    max_atoms: int = Field(default=200, gt=0, description="atoms in the cell -> TOO_LARGE")
+    volume_per_atom: tuple[float, float] = Field(default=(2.0, 500.0), description="Å^3 allowed -> BAD_CELL")
+    min_height: float = Field(default=1.0, gt=0, description="Å between opposite faces of the cell -> BAD_CELL")
+    max_length: float = Field(default=200.0, gt=0, description="Å, longest lattice vector -> BAD_CELL")
     elements: tuple[int, ...] | None = Field(
-        None, description="atomic numbers allowed; None: all that the model knows -> UNKNOWN_ELEMENT"
+        default=None, description="atomic numbers allowed; None: all that the model knows -> UNKNOWN_ELEMENT"
     )
-    min_elements: int = Field(1, ge=1, description="distinct elements; 2 shuts out pure elements -> EXCLUDED")
+    min_elements: int = Field(default=1, ge=1, description="distinct elements; 2 shuts out pure elements -> EXCLUDED")
 
 
 class RelaxConfig(_Record):
     """Relax before judging (FIRE on positions and cell)."""
 
-    fmax: float = Field(0.1, gt=0, description="eV/Å at which a relaxation ends")
-    steps: int = Field(100, gt=0, description="steps at most; what is reached then is judged")
-    fix_symmetry: bool = Field(False, description="keep the space group")
+    fmax: float = Field(default=0.1, gt=0, description="eV/Å at which a relaxation ends")
+    steps: int = Field(default=100, gt=0, description="steps at most; what is reached then is judged")
+    fix_symmetry: bool = Field(default=False, description="keep the space group")
 
 
 class _Reward(_Record):
     """What all kinds share."""
 
-    name: str = Field("", description="for people and for component names; empty: the kind")
+    name: str = Field(default="", description="for people and for component names; empty: the kind")
     guards: Guards = Field(default_factory=Guards, description="checks made before any model")
-    floor: float = Field(-2.0, description="the value of a crystal that cannot be judged; no value is lower")
-    cap: float | None = Field(None, description="no value is higher; None: unlimited")
+    floor: float = Field(default=-2.0, description="the value of a crystal that cannot be judged; no value is lower")
+    cap: float | None = Field(default=None, description="no value is higher; None: unlimited")
     golden: dict[str, float] | None = Field(
-        None,
+        default=None,
         description="values by formula that the reward must reproduce before it serves (see rewards.golden)",
     )
-    golden_tolerance: float = Field(5e-4, gt=0, description="by how much a golden value may differ")
+    golden_tolerance: float = Field(default=5e-4, gt=0, description="by how much a golden value may differ")
 
 
 class EHullReward(_Reward):
@@ -55,21 +55,21 @@ class EHullReward(_Reward):
 
     kind: Literal["ehull"] = "ehull"
     potential: PotentialConfig = Field(default_factory=CHGNetConfig, description="what predicts the energy")
-    hull: str = Field("embedded", description="hull store, file of entries, or `embedded`")
+    hull: str = Field(default="embedded", description="hull store, file of entries, or `embedded`")
     hull_scale: Literal["mp2020", "pbe", "r2scan", "formation"] | None = Field(
-        None, description="what the hull's energies are measured against; None: from the file"
+        default=None, description="what the hull's energies are measured against; None: from the file"
     )
     corrections: Literal["auto", "none", "mp2020"] = Field(
-        "auto",
+        default="auto",
         description="auto: apply MP2020 corrections when the potential is raw PBE and the hull is corrected",
     )
-    relax: RelaxConfig | None = Field(None, description="relax first; None: judge as given")
-    energy_bounds: tuple[float, float] = Field((-20.0, 5.0), description="eV/atom that are physical -> OUT_OF_BOUNDS")
+    relax: RelaxConfig | None = Field(default=None, description="relax first; None: judge as given")
+    energy_bounds: tuple[float, float] = Field(default=(-20.0, 5.0), description="eV/atom that are physical -> OUT_OF_BOUNDS")
     max_below_hull: float = Field(
-        1.0, ge=0, description="eV/atom: farther below the hull is an escape of the model -> OUT_OF_BOUNDS"
+        default=1.0, ge=0, description="eV/atom: farther below the hull is an escape of the model -> OUT_OF_BOUNDS"
     )
     min_compounds: int = Field(
-        0, ge=0, description="compounds that the chemical system's hull must hold -> SPARSE_HULL"
+        default=0, ge=0, description="compounds that the chemical system's hull must hold -> SPARSE_HULL"
     )
 
 
@@ -78,12 +78,12 @@ class MatGLProperty(_Record):
 
     kind: Literal["matgl"] = "matgl"
     path: Path = Field(description="folder with model.json, model.pt, state.pt")
-    state: int | None = Field(None, description="global state, e.g. the fidelity of a multi-fidelity model")
+    state: int | None = Field(default=None, description="global state, e.g. the fidelity of a multi-fidelity model")
     aggregate: Literal["auto", "source", "destination"] = Field(
-        "auto", description="the node that messages are summed into; auto: destination for old checkpoints"
+        default="auto", description="the node that messages are summed into; auto: destination for old checkpoints"
     )
-    device: str = Field("cpu", description="torch device")
-    batch_atoms: int = Field(400, gt=0, description="atoms in one batch; changes no value")
+    device: str = Field(default="cpu", description="torch device")
+    batch_atoms: int = Field(default=400, gt=0, description="atoms in one batch; changes no value")
 
 
 class Descriptor(_Record):
@@ -91,7 +91,7 @@ class Descriptor(_Record):
 
     kind: Literal["descriptor"] = "descriptor"
     quantity: Literal["density", "volume_per_atom", "n_elements", "n_atoms"] = Field(
-        description="g/cm^3, Å^3 per atom, or a count"
+       default= description="g/cm^3, Å^3 per atom, or a count"
     )
 
 
@@ -102,7 +102,7 @@ class Maximise(_Record):
     """r = scale x property; a negative scale minimises."""
 
     kind: Literal["maximise"] = "maximise"
-    scale: float = Field(1.0, description="reward per unit of the property")
+    scale: float = Field(default=1.0, description="reward per unit of the property")
 
 
 class Target(_Record):
@@ -110,7 +110,7 @@ class Target(_Record):
 
     kind: Literal["target"] = "target"
     value: float = Field(description="the property's wanted value")
-    width: float = Field(1.0, gt=0, description="a miss by this much costs 1")
+    width: float = Field(default=1.0, gt=0, description="a miss by this much costs 1")
 
 
 class Range(_Record):
@@ -119,7 +119,7 @@ class Range(_Record):
     kind: Literal["range"] = "range"
     low: float = Field(description="lower end")
     high: float = Field(description="upper end")
-    width: float = Field(1.0, gt=0, description="a miss by this much costs 1")
+    width: float = Field(default=1.0, gt=0, description="a miss by this much costs 1")
 
     @model_validator(mode="after")
     def _ordered(self) -> Range:
@@ -136,9 +136,9 @@ class PropertyReward(_Reward):
 
     kind: Literal["property"] = "property"
     source: PropertySource = Field(description="what predicts the property")
-    column: int = Field(0, ge=0, description="which of the model's outputs")
+    column: int = Field(default=0, ge=0, description="which of the model's outputs")
     goal: Goal = Field(default_factory=Maximise, description="what is wanted of it")
-    bounds: tuple[float, float] | None = Field(None, description="values that are physical -> OUT_OF_BOUNDS")
+    bounds: tuple[float, float] | None = Field(default=None, description="values that are physical -> OUT_OF_BOUNDS")
 
 
 class DielectricReward(_Reward):
@@ -150,12 +150,12 @@ class DielectricReward(_Reward):
     kind: Literal["dielectric"] = "dielectric"
     tensor: PropertySource = Field(description="model of the tensor: 6 components, or 1 (the constant itself)")
     order: tuple[str, ...] = Field(
-        ("xx", "yy", "zz", "yz", "xz", "xy"), description="what the 6 outputs are (Voigt's order)"
+        default=("xx", "yy", "zz", "yz", "xz", "xy"), description="what the 6 outputs are (Voigt's order)"
     )
     gap: PropertySource = Field(description="model of the band gap, eV; negative gaps count as 0")
-    constant_bounds: tuple[float, float] = Field((1.0, 100.0), description="physical constants -> OUT_OF_BOUNDS")
-    gap_bounds: tuple[float, float] = Field((-1.0, 20.0), description="physical gaps, eV -> OUT_OF_BOUNDS")
-    floor: float = Field(0.0, description="the value of a crystal that cannot be judged; no value is lower")
+    constant_bounds: tuple[float, float] = Field(default=(1.0, 100.0), description="physical constants -> OUT_OF_BOUNDS")
+    gap_bounds: tuple[float, float] = Field(default=(-1.0, 20.0), description="physical gaps, eV -> OUT_OF_BOUNDS")
+    floor: float = Field(default=0.0, description="the value of a crystal that cannot be judged; no value is lower")
 
     @model_validator(mode="after")
     def _six(self) -> DielectricReward:
@@ -168,10 +168,10 @@ class Term(_Record):
     """One part of a composite."""
 
     reward: RewardConfig = Field(description="the part")
-    weight: float = Field(1.0, description="its weight (sum, chebyshev) or exponent (product)")
-    ideal: float = Field(0.0, description="chebyshev: the best value to hope for")
+    weight: float = Field(default=1.0, description="its weight (sum, chebyshev) or exponent (product)")
+    ideal: float = Field(default=0.0, description="chebyshev: the best value to hope for")
     satisfied: float | None = Field(
-        None, description="lexicographic: above this value the part counts as fulfilled; None: never"
+        default=None, description="lexicographic: above this value the part counts as fulfilled; None: never"
     )
 
 
@@ -186,8 +186,8 @@ class CompositeReward(_Reward):
 
     kind: Literal["composite"] = "composite"
     terms: tuple[Term, ...] = Field(min_length=1, description="the parts")
-    how: Literal["sum", "product", "chebyshev", "lexicographic"] = Field("sum", description="how parts are joined")
-    augmentation: float = Field(0.05, ge=0, description="chebyshev: weight of the sum")
+    how: Literal["sum", "product", "chebyshev", "lexicographic"] = Field(default="sum", description="how parts are joined")
+    augmentation: float = Field(default=0.05, ge=0, description="chebyshev: weight of the sum")
 
 
 class EnsembleReward(_Reward):
@@ -195,7 +195,7 @@ class EnsembleReward(_Reward):
 
     kind: Literal["ensemble"] = "ensemble"
     members: tuple[RewardConfig, ...] = Field(min_length=2, description="rewards on one scale")
-    k: float = Field(1.0, ge=0, description="price of disagreement")
+    k: float = Field(default=1.0, ge=0, description="price of disagreement")
 
 
 class NoveltyReward(_Reward):
@@ -203,9 +203,9 @@ class NoveltyReward(_Reward):
 
     kind: Literal["novelty"] = "novelty"
     reference: Path | None = Field(
-        None, description="npy array [n, fingerprint] of known crystals; None: the embedded prototypes"
+        default=None, description="npy array [n, fingerprint] of known crystals; None: the embedded prototypes"
     )
-    scale: float = Field(1.0, gt=0, description="distance that counts as entirely new")
+    scale: float = Field(default=1.0, gt=0, description="distance that counts as entirely new")
 
 
 class DiversityReward(_Reward):
@@ -215,7 +215,7 @@ class DiversityReward(_Reward):
     """
 
     kind: Literal["diversity"] = "diversity"
-    scale: float = Field(1.0, gt=0, description="distance that counts as entirely different")
+    scale: float = Field(default=1.0, gt=0, description="distance that counts as entirely different")
 
 
 class CustomReward(_Reward):

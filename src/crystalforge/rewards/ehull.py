@@ -54,6 +54,7 @@ class EHullJudge:
             from crystalforge.thermo.corrections import mp2020_corrections
 
             energy = energy + mp2020_corrections(crystals)
+            status[(status == Status.OK) & ~np.isfinite(energy)] = Status.FAILED
         low, high = config.energy_bounds
         status[(status == Status.OK) & ~((energy >= low) & (energy <= high))] = Status.OUT_OF_BOUNDS
         answer = self._hull.e_above_hull_many([crystal.numbers for crystal in crystals], energy)

@@ -7,9 +7,22 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from crystalforge.common.errors import InputError
-from crystalforge.potentials.base import Potential
+from crystalforge.potentials.base import Potential, PropertyModel
 from crystalforge.rewards.base import GuardedReward, Judge
-from crystalforge.rewards.config import EHullReward, RewardConfig
+from crystalforge.rewards.combine import CompositeJudge, EnsembleJudge
+from crystalforge.rewards.config import (
+    CompositeReward,
+    CustomReward,
+    Descriptor,
+    DielectricReward,
+    DiversityReward,
+    EHullReward,
+    EnsembleReward,
+    NoveltyReward,
+    PropertyReward,
+    PropertySource,
+    RewardConfig,
+)
 from crystalforge.rewards.golden import golden_values, pinned_values, verify
 from crystalforge.rewards.protocol import Reward, RewardVersion
 
@@ -56,16 +69,59 @@ class _Builder:
         return reward
 
     def _judge(self, config: RewardConfig) -> Judge:
-        if isinstance(config, EHullReward):
-            from crystalforge.rewards.ehull import EHullJudge
-            from crystalforge.thermo import HullStore
+        match config:
+            case EHullReward():
+                from crystalforge.rewards.ehull import EHullJudge
+                from crystalforge.thermo import HullStore
 
-            hull = self._once(
-                f"hull|{config.hull}|{config.hull_scale}",
-                lambda: HullStore.open(config.hull, scale=config.hull_scale),
+                hull = self._once(
+                    f"hull|{config.hull}|{config.hull_scale}",
+                    lambda: HullStore.open(config.hull, scale=config.hull_scale),
+                )
+                return EHullJudge(config, self._potential(config.potential), hull)
+            case PropertyReward():
+                from crystalforge.rewards.properties import PropertyJudge
+
+                return PropertyJudge(config, self._property(config.source))
+            case DielectricReward():
+                from crystalforge.rewards.properties import DielectricJudge
+
+                return DielectricJudge(config, self._property(config.tensor), self._property(config.gap))
+            case CompositeReward():
+                return CompositeJudge(config, [self.build(term.reward) for term in config.terms])
+            case EnsembleReward():
+                return EnsembleJudge(config.k, [self.build(member) for member in config.members])
+            case NoveltyReward():
+                from crystalforge.rewards.novelty import NoveltyJudge, load_reference
+
+                return NoveltyJudge(load_reference(config.reference), config.scale)
+            case DiversityReward():
+                from crystalforge.rewards.novelty import DiversityJudge
+
+                return DiversityJudge(config.scale)
+            case CustomReward():
+                from crystalforge.rewards.custom import CustomJudge
+
+                return CustomJudge(config)
+
+    def _property(self, config: PropertySource) -> PropertyModel:
+        if isinstance(config, Descriptor):
+            from crystalforge.rewards.properties import DescriptorModel
+
+            return DescriptorModel(config)
+
+        def make() -> PropertyModel:
+            from crystalforge.potentials.matgl import MatGLProperty
+
+            return MatGLProperty(
+                config.path,
+                state=config.state,
+                aggregate=config.aggregate,
+                device=config.device,
+                batch_atoms=config.batch_atoms,
             )
-            return EHullJudge(config, self._potential(config.potential), hull)
-        raise AssertionError(config)
+
+        return self._once(config.model_dump_json(), make)
 
     def _potential(self, config: Any) -> Potential:
         from crystalforge.potentials import load

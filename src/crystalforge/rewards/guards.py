@@ -40,7 +40,7 @@ def check(
     rows = np.flatnonzero(status == Status.OK)
     if not len(rows):
         return status
-    chosen = [crystal for row in rows if (crystal := crystals[row]) is not None]
+    chosen = [crystal for row in rows.tolist() if (crystal := crystals[row]) is not None]
     status[rows] = _cells(chosen, guards)
     for row, crystal in zip(rows, chosen, strict=True):
         if status[row] == Status.OK:
@@ -50,7 +50,7 @@ def check(
             elif len(kinds) < guards.min_elements:
                 status[row] = Status.EXCLUDED
     rows = np.flatnonzero(status == Status.OK)
-    chosen = [crystal for row in rows if (crystal := crystals[row]) is not None]
+    chosen = [crystal for row in rows.tolist() if (crystal := crystals[row]) is not None]
     close = closest_approach(chosen, guards.min_distance) < guards.min_distance
     status[rows[close]] = Status.TOO_CLOSE
     return status
@@ -92,7 +92,7 @@ def closest_approach(crystals: Sequence[Crystal], cutoff: float) -> Float64[np.n
     distance = np.linalg.norm(np.einsum("pi,pij->pj", difference, packed.lattice[owner]), axis=1)
     np.minimum.at(nearest, owner, distance)
     for row in np.flatnonzero(~simple):
-        nearest[row] = _closest_in_flat_cell(packed.lattice[row], crystals[row].frac, cutoff)
+        nearest[row] = _closest_in_flat_cell(packed.lattice[row], crystals[int(row)].frac, cutoff)
     return nearest
 
 

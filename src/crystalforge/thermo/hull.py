@@ -95,7 +95,9 @@ class HullStore:
         try:
             manifest = json.loads((path / "manifest.json").read_text())
             names = ("system_mask", "system_start", "fractions", "energy")
-            arrays = [np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names]
+            mask, start, fractions, energy = (
+                np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names
+            )
         except (OSError, ValueError) as error:
             raise InputError(
                 f"is not a hull store ({error})", source=path, remedy="build it again from its entries"
@@ -108,7 +110,7 @@ class HullStore:
             )
         if scale is not None and scale != manifest["scale"]:
             raise InputError(f"holds energies on the scale {manifest['scale']!r}, not {scale!r}", source=path)
-        store = cls(*arrays, manifest, cache_size=cache_size)
+        store = cls(mask, start, fractions, energy, manifest, cache_size=cache_size)
         if store._content_digest() != manifest["digest"]:
             raise InputError(
                 "its arrays do not have the digest of its manifest",

@@ -1,0 +1,112 @@
+"""Rewards on predicted properties: one property with a goal, and the figure of merit of a dielectric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64
+
+from crystalforge.crystal import Crystal
+from crystalforge.potentials.base import PropertyModel, Values
+from crystalforge.rewards.base import Judgement, failed_status
+from crystalforge.rewards.config import Descriptor, DielectricReward, Goal, Maximise, PropertyReward, Target
+from crystalforge.rewards.protocol import Status
+
+AMU_PER_A3 = 1.66053906660
+"""g/cm^3 of one atomic mass unit per Å^3 (CODATA 2018)."""
+
+
+class DescriptorModel:
+    """Properties that are read off the structure, exactly."""
+
+    elements = frozenset(range(1, 119))
+
+    def __init__(self, config: Descriptor) -> None:
+        self.name = config.quantity
+        self.digest = f"descriptor:{config.quantity}"
+
+    def predict_values(self, crystals: Sequence[Crystal]) -> Values:
+        """See `PropertyModel.predict_values`."""
+        rows = [[self._value(crystal)] for crystal in crystals]
+        return Values(np.array(rows, dtype=np.float64).reshape(-1, 1), (None,) * len(crystals))
+
+    def _value(self, crystal: Crystal) -> float:
+        match self.name:
+            case "density":
+                from ase.data import atomic_masses
+
+                return float(atomic_masses[crystal.numbers].sum() / crystal.volume * AMU_PER_A3)
+            case "volume_per_atom":
+                return crystal.volume / len(crystal)
+            case "n_elements":
+                return float(len(set(crystal.numbers.tolist())))
+            case _:
+                return float(len(crystal))
+
+
+def reach(goal: Goal, values: Float64[np.ndarray, " B"]) -> Float64[np.ndarray, " B"]:
+    """How well values meet a goal; see the goal's class for the formula."""
+    if isinstance(goal, Maximise):
+        return goal.scale * values
+    if isinstance(goal, Target):
+        return -np.abs(values - goal.value) / goal.width
+    return -np.maximum(np.maximum(goal.low - values, values - goal.high), 0.0) / goal.width
+
+
+class PropertyJudge:
+    """One output of a property model, driven to a goal."""
+
+    def __init__(self, config: PropertyReward, model: PropertyModel) -> None:
+        self._config, self._model = config, model
+        self.elements: frozenset[int] | None = model.elements
+        self.component_names = ("property",)
+        self.digests = {"model": model.digest}
+
+    def judge(self, crystals: Sequence[Crystal]) -> Judgement:
+        """See `Judge.judge`."""
+        answer = self._model.predict_values(crystals)
+        width = answer.values.shape[1]
+        known = self._config.column < width
+        # A batch in which the model failed everywhere has one column of NaN, whatever the model's width.
+        assert known or np.isnan(answer.values).all(), f"column {self._config.column} of {width}"
+        values = answer.values[:, self._config.column] if known else answer.values[:, 0]
+        status = failed_status(answer.problems, values)
+        if self._config.bounds is not None:
+            low, high = self._config.bounds
+            status[(status == Status.OK) & ~((values >= low) & (values <= high))] = Status.OUT_OF_BOUNDS
+        return Judgement(reach(self._config.goal, values), status, {"property": values})
+
+
+class DielectricJudge:
+    """Total dielectric constant x band gap."""
+
+    component_names = ("dielectric_constant", "band_gap")
+
+    def __init__(self, config: DielectricReward, tensor: PropertyModel, gap: PropertyModel) -> None:
+        self._config, self._tensor, self._gap = config, tensor, gap
+        self.elements: frozenset[int] | None = tensor.elements & gap.elements
+        self.digests = {"tensor": tensor.digest, "gap": gap.digest}
+
+    def judge(self, crystals: Sequence[Crystal]) -> Judgement:
+        """See `Judge.judge`."""
+        config = self._config
+        tensor, gaps = self._tensor.predict_values(crystals), self._gap.predict_values(crystals)
+        constant = mean_eigenvalue(tensor.values, config.order)
+        gap = gaps.values[:, 0]
+        status = failed_status(tensor.problems, constant)
+        status = np.where(status == Status.OK, failed_status(gaps.problems, gap), status).astype(np.int32)
+        for values, (low, high) in ((constant, config.constant_bounds), (gap, config.gap_bounds)):
+            status[(status == Status.OK) & ~((values >= low) & (values <= high))] = Status.OUT_OF_BOUNDS
+        return Judgement(constant * np.maximum(gap, 0.0), status, {"dielectric_constant": constant, "band_gap": gap})
+
+
+def mean_eigenvalue(components: Float64[np.ndarray, "B K"], order: Sequence[str]) -> Float64[np.ndarray, " B"]:
+    """Mean eigenvalue of symmetric 3 x 3 tensors: a third of the trace, whatever the frame.
+
+    components: the six independent ones in `order`, or one column that is the mean already.
+    """
+    if components.shape[1] == 1:
+        return components[:, 0]
+    assert components.shape[1] == 6, f"a symmetric tensor has 6 components, the model gives {components.shape[1]}"
+    return components[:, [order.index(name) for name in ("xx", "yy", "zz")]].mean(axis=1)
