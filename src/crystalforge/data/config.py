@@ -2,26 +2,70 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SourceName = Literal["prototypes", "alex20", "mp20", "cif-dir", "parquet"]
 SPLITS = ("train", "val", "test")
 
 
-class SplitConfig(BaseModel):
-    """Shares of the splits. Rows are assigned by a hash of (seed, reduced formula).
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PrototypesSource(_Section):
+    """The data set that ships with the package: structure types decorated by substitution, labelled by CHGNet."""
+
+    kind: Literal["prototypes"] = "prototypes"
+
+
+class _Files(_Section):
+    path: str = Field(description="file, directory, or URL (https://..., s3://...) of one")
+    checksums: dict[str, str] = Field(
+        default_factory=dict, description="SHA-256 by file name; a file with another content is refused"
+    )
+
+
+class Alex20Source(_Files):
+    """Alex-20 as CrystalFormer publishes and prepares it: {train,val,test}.csv with a column `cif`, or .lmdb."""
+
+    kind: Literal["alex20"] = "alex20"
+
+
+class MP20Source(_Files):
+    """MP-20 in CDVAE's layout: {train,val,test}.csv with material_id, cif, formation_energy_per_atom, ..."""
+
+    kind: Literal["mp20"] = "mp20"
+
+
+class CifDirSource(_Files):
+    """A directory of CIF files; each data block is a record."""
+
+    kind: Literal["cif-dir"] = "cif-dir"
+    pattern: str = Field("**/*.cif", description="which files of the directory")
+
+
+class ParquetSource(_Files):
+    """Parquet with lattice (9 floats), atomic_numbers, frac_coords (flattened); optional id, energies, split."""
+
+    kind: Literal["parquet"] = "parquet"
+    split_column: str = Field("split", description="column with the given splits, where there is one")
+
+
+SourceConfig = Annotated[
+    PrototypesSource | Alex20Source | MP20Source | CifDirSource | ParquetSource, Field(discriminator="kind")
+]
+
+
+class SplitConfig(_Section):
+    """Shares of the splits. New splits follow a hash of (seed, reduced formula).
 
     All polymorphs of a formula share a split, so no two matching structures are ever on different sides, and a
     row's split does not depend on which other rows there are.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     mode: Literal["auto", "given", "formula"] = Field(
-        "auto",
-        description="'given' uses the source's own splits, 'formula' makes new ones, 'auto' takes what is given",
+        "auto", description="given: the source's own; formula: new ones; auto: given where the source has them"
     )
     train: float = Field(0.8, gt=0, le=1)
     val: float = Field(0.1, ge=0, lt=1)
@@ -36,44 +80,22 @@ class SplitConfig(BaseModel):
         return self
 
 
-class DataConfig(BaseModel):
+class DataConfig(_Section):
     """One data set: its source, what is accepted, how it is split.
 
-    >>> DataConfig(source="mp20", path="mp_20/").source
+    >>> DataConfig.model_validate({"source": {"kind": "mp20", "path": "mp_20/"}}).source.kind
     'mp20'
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: SourceName = Field(
-        "prototypes", description="layout of the data; 'prototypes' ships with the package"
-    )
-    path: str | None = Field(
-        None, description="file, directory or URL (https://, s3://) of the data; not needed for 'prototypes'"
-    )
-    checksums: dict[str, str] = Field(
-        default_factory=dict, description="SHA-256 by file name; a download that differs is refused"
-    )
+    source: SourceConfig = Field(default_factory=PrototypesSource)
     symprec: float = Field(0.01, gt=0, description="symmetry tolerance of the tokeniser in Å")
-    max_sites: int = Field(
-        20, ge=1, le=20, description="symmetry-inequivalent sites at most; the others are rejected"
-    )
-    max_atoms: int = Field(
-        20, ge=1, description="atoms of the primitive cell at most; the others are rejected"
-    )
-    max_atomic_number: int = Field(118, ge=1, le=118, description="heavier elements are rejected")
+    max_sites: int = Field(20, ge=1, le=20, description="symmetry-inequivalent sites at most; others are rejected")
+    max_atoms: int | None = Field(None, ge=1, description="atoms of the primitive cell at most; others are rejected")
+    max_atomic_number: int = Field(118, ge=1, le=118, description="crystals with heavier elements are rejected")
     max_e_above_hull: float | None = Field(
-        None, description="eV/atom; rows that state a larger energy above the hull are rejected"
+        None, description="eV/atom; records that state a larger energy above the hull are rejected"
     )
     limit: int | None = Field(None, ge=1, description="read this many records at most (for trials)")
     deduplicate: bool = Field(True, description="keep one of each set of matching structures")
     split: SplitConfig = Field(default_factory=SplitConfig)
-    shard_size: int = Field(
-        4096, ge=1, description="records of one unit of work; unchanged units are not redone"
-    )
-
-    @model_validator(mode="after")
-    def _path_is_there(self) -> DataConfig:
-        if self.source != "prototypes" and self.path is None:
-            raise ValueError(f"source {self.source!r} needs a path: a file, a directory or a URL")
-        return self
+    shard_size: int = Field(4096, ge=1, description="records of one unit of work; unchanged units are not redone")

@@ -36,7 +36,7 @@ ROW_COLUMNS = {
     "lattice": (np.float32, (6,)),
     "split": (np.int8, ()),  # index into SPLITS; -1: reference rows that belong to no split
     "fingerprint": (np.uint8, (16,)),
-    **{name: (np.float32, ()) for name in PROPERTIES},
+    **dict.fromkeys(PROPERTIES, (np.float32, ())),
 }
 ID_BYTES = "ids"
 OFFSETS = "offsets"
@@ -159,7 +159,7 @@ class TokenStore:
     def _check(self) -> None:
         """Every column is there with the length that the manifest states (opening a memory map reads no data)."""
         rows, sites = self.manifest["rows"], self.manifest["sites"]
-        wanted = {name: rows for name in ROW_COLUMNS} | {name: sites for name in SITE_COLUMNS}
+        wanted = dict.fromkeys(ROW_COLUMNS, rows) | dict.fromkeys(SITE_COLUMNS, sites)
         wanted |= {OFFSETS: rows + 1, ID_OFFSETS: rows + 1}
         for name, length in wanted.items():
             have = len(self.column(name))
@@ -211,6 +211,16 @@ class TokenStore:
         bounds, text = self.column(ID_OFFSETS), self.column(ID_BYTES)
         return [bytes(text[bounds[row] : bounds[row + 1]]).decode() for row in self._index(rows)]
 
+    def rows(self, rows: Any, *, split: Int8[np.ndarray, " b"]) -> Rows:
+        """Some rows in the store's own layout, with another split: the way from one store to the next."""
+        index = self._index(rows)
+        values = {name: np.asarray(self.column(name)[index]) for name in ROW_COLUMNS if name != "split"}
+        first, count = np.asarray(self.column(OFFSETS)[index]), values["n_sites"].astype(np.int64)
+        start = np.cumsum(count) - count
+        position = np.arange(count.sum()) + np.repeat(first - start, count)
+        sites = {name: np.asarray(self.column(name)[position]) for name in SITE_COLUMNS}
+        return Rows(ids=self.ids(index), split=split, **values, **sites)
+
     def split(self, name: str) -> Int64[np.ndarray, " n"]:
         """Row numbers of a split ('train', 'val', 'test', or 'all' of the three), ascending."""
         return self._splits[_split_key(name)]
@@ -225,7 +235,7 @@ class TokenStore:
         """Row numbers of the reference entries, which belong to no split (elements, say)."""
         return np.flatnonzero(np.asarray(self.column("split")) < 0).astype(np.int64)
 
-    def spacegroup_weights(self, split: str = "train") -> Float64[np.ndarray, "230"]:
+    def spacegroup_weights(self, split: str = "train") -> Float64[np.ndarray, " 230"]:
         """Share of each space group 1..230 in a split (sums to 1)."""
         rows = self.split(split)
         if not rows.size:
@@ -317,9 +327,7 @@ def _update_digest(digest: Any, part: Rows, names: list[bytes]) -> None:
     for row, name in enumerate(names):
         sites = slice(int(ends[row]) - int(part.n_sites[row]), int(ends[row]))
         digest.update(len(name).to_bytes(4, "little") + name)
-        digest.update(
-            b"".join(np.ascontiguousarray(getattr(part, column)[row]).tobytes() for column in ROW_COLUMNS)
-        )
+        digest.update(b"".join(np.ascontiguousarray(getattr(part, column)[row]).tobytes() for column in ROW_COLUMNS))
         digest.update(b"".join(getattr(part, column)[sites].tobytes() for column in SITE_COLUMNS))
 
 
