@@ -43,8 +43,8 @@ def summarise(table: pa.Table, *, protocol: str | None = None) -> dict[str, Any]
 
     protocol: one of those the table was judged by; by default its headline. Returns
     `{"protocol": rules, "models": {label: {"n", "seeds", "metrics": {name: {value, low, high, n}}, "status": {...},
-    "per_seed": {seed: {name: value}}}}, "comparison": {"label - first": {name: {value, low, high, n}}}}`;
-    a figure that was not measured has value None. Everything is JSON.
+    "per_seed": {seed: {name: value}}}}, "baseline": first label, "comparison": {label: {name: {value, low, high,
+    n}}}}`; a figure that was not measured has value None. Everything is JSON.
     """
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     rules = json.loads(metadata["protocols"])
@@ -58,8 +58,9 @@ def summarise(table: pa.Table, *, protocol: str | None = None) -> dict[str, Any]
     return {
         "protocol": rules[name],
         "models": models,
+        "baseline": labels[0],
         "comparison": {
-            f"{label} - {labels[0]}": {
+            label: {
                 metric: found.as_dict()
                 for metric, found in compare(parts[labels[0]], parts[label], suffix=suffix).items()
             }
@@ -143,7 +144,7 @@ def across_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "models": {
             label: {"metrics": merged([s["models"][label]["metrics"] for s in summaries])} for label in first["models"]
         },
-        "comparison": {pair: merged([s["comparison"][pair] for s in summaries]) for pair in first["comparison"]},
+        "comparison": {label: merged([s["comparison"][label] for s in summaries]) for label in first["comparison"]},
     }
 
 
