@@ -64,7 +64,9 @@ class EHullReward(_Reward):
         description="auto: apply MP2020 corrections when the potential is raw PBE and the hull is corrected",
     )
     relax: RelaxConfig | None = Field(default=None, description="relax first; None: judge as given")
-    energy_bounds: tuple[float, float] = Field(default=(-20.0, 5.0), description="eV/atom that are physical -> OUT_OF_BOUNDS")
+    energy_bounds: tuple[float, float] = Field(
+        default=(-20.0, 5.0), description="eV/atom that are physical -> OUT_OF_BOUNDS"
+    )
     max_below_hull: float = Field(
         default=1.0, ge=0, description="eV/atom: farther below the hull is an escape of the model -> OUT_OF_BOUNDS"
     )
@@ -91,7 +93,7 @@ class Descriptor(_Record):
 
     kind: Literal["descriptor"] = "descriptor"
     quantity: Literal["density", "volume_per_atom", "n_elements", "n_atoms"] = Field(
-       default= description="g/cm^3, Å^3 per atom, or a count"
+        description="g/cm^3, Å^3 per atom, or a count"
     )
 
 
@@ -153,7 +155,9 @@ class DielectricReward(_Reward):
         default=("xx", "yy", "zz", "yz", "xz", "xy"), description="what the 6 outputs are (Voigt's order)"
     )
     gap: PropertySource = Field(description="model of the band gap, eV; negative gaps count as 0")
-    constant_bounds: tuple[float, float] = Field(default=(1.0, 100.0), description="physical constants -> OUT_OF_BOUNDS")
+    constant_bounds: tuple[float, float] = Field(
+        default=(1.0, 100.0), description="physical constants -> OUT_OF_BOUNDS"
+    )
     gap_bounds: tuple[float, float] = Field(default=(-1.0, 20.0), description="physical gaps, eV -> OUT_OF_BOUNDS")
     floor: float = Field(default=0.0, description="the value of a crystal that cannot be judged; no value is lower")
 
@@ -186,7 +190,9 @@ class CompositeReward(_Reward):
 
     kind: Literal["composite"] = "composite"
     terms: tuple[Term, ...] = Field(min_length=1, description="the parts")
-    how: Literal["sum", "product", "chebyshev", "lexicographic"] = Field(default="sum", description="how parts are joined")
+    how: Literal["sum", "product", "chebyshev", "lexicographic"] = Field(
+        default="sum", description="how parts are joined"
+    )
     augmentation: float = Field(default=0.05, ge=0, description="chebyshev: weight of the sum")
 
 
