@@ -23,7 +23,7 @@ from crystalforge.rewards.config import (
     PropertySource,
     RewardConfig,
 )
-from crystalforge.rewards.golden import golden_values, pinned_values, verify
+from crystalforge.rewards.golden import golden_values, verify, verify_potential, verify_property
 from crystalforge.rewards.protocol import Reward, RewardVersion
 
 
@@ -63,8 +63,7 @@ class _Builder:
             cap=config.cap,
         )
         seen = golden_values(reward)
-        pinned = config.golden if config.golden is not None else pinned_values(reward.version.digest)
-        verify(reward.version.name, seen, pinned or {}, config.golden_tolerance)
+        verify(reward.version.name, seen, config.golden or {}, config.golden_tolerance)
         reward.version = RewardVersion(reward.version.name, reward.version.digest, seen)
         return reward
 
@@ -113,20 +112,27 @@ class _Builder:
         def make() -> PropertyModel:
             from crystalforge.potentials.matgl import MatGLProperty
 
-            return MatGLProperty(
+            model = MatGLProperty(
                 config.path,
                 state=config.state,
                 aggregate=config.aggregate,
                 device=config.device,
                 batch_atoms=config.batch_atoms,
             )
+            verify_property(model)
+            return model
 
         return self._once(config.model_dump_json(), make)
 
     def _potential(self, config: Any) -> Potential:
         from crystalforge.potentials import load
 
-        return self._once(config.model_dump_json(), lambda: load(config))
+        def make() -> Potential:
+            potential = load(config)
+            verify_potential(potential)
+            return potential
+
+        return self._once(config.model_dump_json(), make)
 
     def _once(self, key: str, make: Any) -> Any:
         if key not in self._loaded:
