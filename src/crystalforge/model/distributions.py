@@ -83,9 +83,7 @@ def allowed_element(wyckoff: Int64[Tensor, "*batch"], atom_types: int) -> Bool[T
     return is_pad == (wyckoff == 0)[..., None]
 
 
-def element_log_probs(
-    logits: Float[Tensor, "*batch A"], wyckoff: Int64[Tensor, "*batch"]
-) -> Float[Tensor, "*batch A"]:
+def element_log_probs(logits: Float[Tensor, "*batch A"], wyckoff: Int64[Tensor, "*batch"]) -> Float[Tensor, "*batch A"]:
     """log p of the element on a site with letter `wyckoff`."""
     return masked_log_softmax(logits, allowed_element(wyckoff, logits.shape[-1]))
 
@@ -174,18 +172,25 @@ def lattice_log_density(
 
     exact: log Σ_k w_k Π_c N(L_c; μ_kc, σ_kc) / Z_kc, with Z the Gaussian's mass inside the bounds.
     reference: Σ_c log Σ_k w_k N(L_c; μ_kc, σ_kc), which is not the law of any sampler.
+
+    The exact law is evaluated in float64 (24 numbers per crystal): for a Gaussian whose mean lies outside the bounds
+    density and mass nearly cancel.
     """
     free = tables(spacegroup.device).lattice_free[spacegroup - 1]
-    log_weight = mixture.logits.log_softmax(dim=-1)
-    z = (lattice[..., None, :] - mixture.loc) / mixture.scale
-    log_normal = -0.5 * z.square() - mixture.scale.log() - 0.5 * LOG_2PI  # batch K 6
     if law == "reference":
-        per_parameter = torch.logsumexp(log_weight[..., None] + log_normal, dim=-2)
+        log_normal = _log_normal(mixture, lattice)
+        per_parameter = torch.logsumexp(mixture.logits.log_softmax(dim=-1)[..., None] + log_normal, dim=-2)
         return torch.where(free, per_parameter, 0.0).sum(dim=-1)
-    log_mass = lattice_log_mass(mixture, lattice, spacegroup)
-    per_component = torch.where(free[..., None, :], log_normal - log_mass, 0.0).sum(dim=-1)
-    total = torch.logsumexp(log_weight + per_component, dim=-1)
-    return torch.where(lattice_in_bounds(lattice, spacegroup), total, -math.inf)
+    wide = LatticeMixture(mixture.logits.double(), mixture.loc.double(), mixture.scale.double())
+    log_density = _log_normal(wide, lattice.double()) - lattice_log_mass(wide, lattice.double(), spacegroup)
+    per_component = torch.where(free[..., None, :], log_density, 0.0).sum(dim=-1)
+    total = torch.logsumexp(wide.logits.log_softmax(dim=-1) + per_component, dim=-1)
+    return torch.where(lattice_in_bounds(lattice, spacegroup), total, -math.inf).to(lattice.dtype)
+
+
+def _log_normal(mixture: LatticeMixture, lattice: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch K 6"]:
+    z = (lattice[..., None, :] - mixture.loc) / mixture.scale
+    return -0.5 * z.square() - mixture.scale.log() - 0.5 * LOG_2PI
 
 
 def lattice_log_mass(
@@ -202,9 +207,7 @@ def lattice_log_mass(
     return torch.cat([lengths, angles], dim=-1)
 
 
-def log_ndtr_difference(
-    low: Float[Tensor, "*batch"], high: Float[Tensor, "*batch"]
-) -> Float[Tensor, "*batch"]:
+def log_ndtr_difference(low: Float[Tensor, "*batch"], high: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """log(Φ(high) - Φ(low)) for finite low < high, also far out in either tail."""
     # Mirror intervals of the upper tail into the lower one, where log Φ keeps its relative precision.
     mirror = low + high > 0

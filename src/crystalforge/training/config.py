@@ -19,21 +19,25 @@ class OptimizerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of Adam's two moments")
-    epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of matrices (AdamW); 0: plain Adam")
-    gradient_clip: float = Field(1.0, gt=0, description="largest global norm of the gradient")
-    decay: float = Field(0.0, ge=0, description="learning rate / (1 + decay x step)")
-    warmup_steps: int = Field(0, ge=0, description="steps over which the rate rises from 0 (not in the paper)")
+    learning_rate: float = Field(default=1e-4, gt=0, description="peak learning rate")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="decay of Adam's two moments")
+    epsilon: float = Field(default=1e-8, gt=0, description="Adam's epsilon")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="decoupled weight decay of matrices (AdamW); 0: plain Adam"
+    )
+    gradient_clip: float = Field(default=1.0, gt=0, description="largest global norm of the gradient")
+    decay: float = Field(default=0.0, ge=0, description="learning rate / (1 + decay x step)")
+    warmup_steps: int = Field(default=0, ge=0, description="steps over which the rate rises from 0 (not in the paper)")
     cosine_steps: int | None = Field(
-        None, ge=1, description="step at which a cosine brings the rate to a tenth of its peak (not in the paper)"
+        default=None,
+        ge=1,
+        description="step at which a cosine brings the rate to a tenth of its peak (not in the paper)",
     )
     precision: Precision = Field(
-        "float32", description="of matrix products in training; weights, heads and densities stay float32"
+        default="float32", description="of matrix products in training; weights, heads and densities stay float32"
     )
     ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="keep a moving average of the weights; 0: none (as published)"
+        default=0.0, ge=0, lt=1, description="keep a moving average of the weights; 0: none (as published)"
     )
 
     def rate(self, step: int) -> float:
@@ -58,28 +62,32 @@ class PretrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epochs: int | None = Field(10, ge=0, description="passes over the training split; null: unbounded")
-    steps: int | None = Field(None, ge=0, description="optimiser steps; null: unbounded")
-    max_seconds: float | None = Field(None, gt=0, description="stop after this long, earlier runs included")
-    batch_size: int = Field(100, ge=1, description="crystals per optimiser step; an epoch's last batch may be smaller")
-    piece_tokens: int = Field(
-        16384, ge=1, description="tokens per forward and backward pass: bounds memory; does not change the result's law"
+    epochs: int | None = Field(default=10, ge=0, description="passes over the training split; null: unbounded")
+    steps: int | None = Field(default=None, ge=0, description="optimiser steps; null: unbounded")
+    max_seconds: float | None = Field(default=None, gt=0, description="stop after this long, earlier runs included")
+    batch_size: int = Field(
+        default=100, ge=1, description="crystals per optimiser step; an epoch's last batch may be smaller"
     )
-    bucket: bool = Field(True, description="put crystals of similar length into one batch")
+    piece_tokens: int = Field(
+        default=16384,
+        ge=1,
+        description="tokens per forward and backward pass: bounds memory; does not change the result's law",
+    )
+    bucket: bool = Field(default=True, description="put crystals of similar length into one batch")
     optimizer: OptimizerConfig = Field(
         default_factory=lambda: OptimizerConfig.model_validate({}), description="how steps are made"
     )
     law: Literal["exact", "reference"] = Field(
-        "exact", description="what is maximised: the sampler's own law, or the published code's objective"
+        default="exact", description="what is maximised: the sampler's own law, or the published code's objective"
     )
-    validate_every: int = Field(200, ge=1, description="steps between validations")
+    validate_every: int = Field(default=200, ge=1, description="steps between validations")
     patience: int | None = Field(
-        None, ge=1, description="stop after this many validations without improvement; null: never"
+        default=None, ge=1, description="stop after this many validations without improvement; null: never"
     )
-    log_every: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
-    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
-    checkpoint_seconds: float = Field(60.0, gt=0, description="or this long, whichever comes first")
-    keep_checkpoints: int = Field(2, ge=1, description="how many to keep")
+    log_every: int = Field(default=10, ge=1, description="steps between two lines of metrics.jsonl")
+    checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints")
+    checkpoint_seconds: float = Field(default=60.0, gt=0, description="or this long, whichever comes first")
+    keep_checkpoints: int = Field(default=2, ge=1, description="how many to keep")
 
     @model_validator(mode="after")
     def _bounded(self) -> PretrainConfig:
