@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from crystalforge.crystal.tokens import Tokens
@@ -95,8 +95,8 @@ def _wyckoff(heads: Heads, batch: TokenBatch, law: Law, max_sites: int) -> Float
     return _gather(torch.cat([first[:, None], rest], dim=1), batch.wyckoff).sum(dim=1)
 
 
-def _gather(log_probs: Float[Tensor, "B S C"], choice: Tensor) -> Float[Tensor, "B S"]:
-    return log_probs.gather(-1, choice[..., None]).squeeze(-1)
+def _gather(values: Shaped[Tensor, "B S C"], choice: Int64[Tensor, "B S"]) -> Shaped[Tensor, "B S"]:
+    return values.gather(-1, choice[..., None]).squeeze(-1)
 
 
 def impossible(tokens: Tokens, *, max_sites: int, law: Law = "exact") -> list[str | None]:
