@@ -58,7 +58,8 @@ def check(
 
 def _cells(crystals: Sequence[Crystal], guards: Guards) -> Int32[np.ndarray, " B"]:
     lattice = np.stack([crystal.lattice for crystal in crystals])
-    lengths = np.linalg.norm(lattice, axis=2).max(axis=1)
+    with np.errstate(over="ignore"):  # a length that overflows is too long
+        lengths = np.linalg.norm(lattice, axis=2).max(axis=1)
     # Lengths first: the determinant of an absurd cell may overflow.
     sane = lengths <= guards.max_length
     volume = np.zeros(len(crystals))

@@ -35,6 +35,9 @@ atoms by another element."""
 
 N_ELEMENTS = 118
 
+CHUNK = 100
+"""Crystals at a time: bounds the memory of the pairs of atoms to some 10 MB."""
+
 
 def fingerprint(crystals: Sequence[Crystal]) -> Float64[np.ndarray, "B F"]:
     """Atomic fractions (118) and a smoothed count of neighbours by distance (26), averaged over atoms.
@@ -42,6 +45,9 @@ def fingerprint(crystals: Sequence[Crystal]) -> Float64[np.ndarray, "B F"]:
     The radial part of atom i at r is the sum over neighbours j of exp(-(r - r_ij)^2 / 2 width^2) / r_ij^2, fading to
     zero at the cutoff.
     """
+    if len(crystals) > CHUNK:
+        chunks = (crystals[start : start + CHUNK] for start in range(0, len(crystals), CHUNK))
+        return np.concatenate([fingerprint(chunk) for chunk in chunks])
     features = np.zeros((len(crystals), N_ELEMENTS + len(CENTRES)))
     if not len(crystals):
         return features
@@ -50,8 +56,10 @@ def fingerprint(crystals: Sequence[Crystal]) -> Float64[np.ndarray, "B F"]:
     edges = neighbor_list(crystals, CUTOFF)
     fade = (1 - (edges.distance / CUTOFF) ** 2) ** 2 / edges.distance**2
     peaks = fade[:, None] * np.exp(-0.5 * ((edges.distance[:, None] - CENTRES) / WIDTH) ** 2)
-    radial = np.zeros((len(crystals), len(CENTRES)))
-    np.add.at(radial, edges.crystal, peaks)
+    # Edges come crystal by crystal: sums of consecutive rows.
+    ends = np.searchsorted(edges.crystal, np.arange(len(crystals) + 1))
+    sums = np.vstack([np.zeros((1, len(CENTRES))), np.cumsum(peaks, axis=0)])
+    radial = sums[ends[1:]] - sums[ends[:-1]]
     sizes = np.array([len(crystal) for crystal in crystals])
     features[:, N_ELEMENTS:] = RADIAL_WEIGHT * radial / sizes[:, None]
     return features

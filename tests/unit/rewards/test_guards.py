@@ -1,0 +1,96 @@
+"""Guards: exact distances, a status for every ill, and nothing hostile gets through."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crystalforge.crystal import Crystal
+from crystalforge.rewards.config import Guards
+from crystalforge.rewards.guards import check, closest_approach
+from crystalforge.rewards.protocol import Status
+
+KNOWN = frozenset(range(1, 95))
+FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+SALT = Crystal.of(5.69 * FCC, [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+def brute_force(crystal: Crystal, reach: int = 6) -> float:
+    images = np.array(list(itertools.product(range(-reach, reach + 1), repeat=3)))
+    shortest = np.inf
+    for i in range(len(crystal)):
+        for j in range(len(crystal)):
+            vectors = (crystal.frac[i] - crystal.frac[j] + images) @ crystal.lattice
+            distance = np.linalg.norm(vectors, axis=1)
+            shortest = min(shortest, distance[distance > 1e-12].min() if i == j else distance.min())
+    return float(shortest)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_closest_approach_equals_brute_force_below_the_cutoff(seed):
+    rng = np.random.default_rng(seed)
+    crystals = []
+    for _ in range(3):
+        lattice = rng.normal(size=(3, 3)) * rng.choice([1.0, 2.0, 4.0])
+        if np.abs(np.linalg.det(lattice)) < 0.5:
+            continue
+        atoms = int(rng.integers(1, 6))
+        crystals.append(Crystal.of(lattice, np.full(atoms, 8), rng.uniform(-2, 2, (atoms, 3))))
+    cutoff = 1.0
+    for seen, crystal in zip(closest_approach(crystals, cutoff), crystals, strict=True):
+        wanted = brute_force(crystal)
+        if wanted < cutoff:
+            assert seen == pytest.approx(wanted, abs=1e-9)
+        else:
+            assert seen >= cutoff
+
+
+def status_of(crystal: Crystal | None, **options) -> Status:
+    return Status(int(check([crystal], Guards(**options), KNOWN)[0]))
+
+
+@pytest.mark.parametrize(
+    ("crystal", "options", "status"),
+    [
+        (SALT, {}, Status.OK),
+        (None, {}, Status.NOT_BUILT),
+        (Crystal.of(np.eye(3), [], []), {}, Status.NOT_BUILT),
+        (SALT, {"max_atoms": 1}, Status.TOO_LARGE),
+        (Crystal.of(np.full((3, 3), np.nan), [8], [[0, 0, 0]]), {}, Status.BAD_CELL),
+        (Crystal.of(4 * np.eye(3), [8], [[np.inf, 0, 0]]), {}, Status.BAD_CELL),
+        (Crystal.of(np.zeros((3, 3)), [8], [[0, 0, 0]]), {}, Status.BAD_CELL),
+        (Crystal.of(1e200 * np.eye(3), [8], [[0, 0, 0]]), {}, Status.BAD_CELL),
+        (Crystal.of(np.diag([300, 1, 1.0]), [8], [[0, 0, 0]]), {}, Status.BAD_CELL),
+        (Crystal.of(np.diag([0.5, 8, 8.0]), [8], [[0, 0, 0]]), {}, Status.BAD_CELL),
+        (Crystal.of(np.ones((3, 3)), [8], [[0, 0, 0]]), {}, Status.BAD_CELL),
+        (Crystal.of(SALT.lattice, [11, 95], SALT.frac), {}, Status.UNKNOWN_ELEMENT),
+        (Crystal.of(SALT.lattice, [11, 0], SALT.frac), {}, Status.UNKNOWN_ELEMENT),
+        (Crystal.of(SALT.lattice, [11, -7], SALT.frac), {}, Status.UNKNOWN_ELEMENT),
+        (SALT, {"elements": (11, 8)}, Status.UNKNOWN_ELEMENT),
+        (Crystal.of(SALT.lattice, [11, 11], SALT.frac), {"min_elements": 2}, Status.EXCLUDED),
+        (Crystal.of(SALT.lattice, [11, 17], [[0, 0, 0], [0.01, 0, 0]]), {}, Status.TOO_CLOSE),
+        (Crystal.of(SALT.lattice, [11, 17], [[0, 0, 0], [1, -1, 2]]), {}, Status.TOO_CLOSE),
+        (SALT, {"min_distance": 3.0}, Status.TOO_CLOSE),
+    ],
+)
+def test_statuses(crystal, options, status):
+    assert status_of(crystal, **options) == status
+
+
+def test_self_images_count():
+    chain = Crystal.of(np.diag([1.2, 8, 8]), [8], [[0, 0, 0]])
+    assert status_of(chain, min_distance=1.1) == Status.OK
+    assert status_of(chain, min_distance=1.3) == Status.TOO_CLOSE
+
+
+def test_each_crystal_is_judged_alone():
+    batch = [SALT, None, Crystal.of(np.zeros((3, 3)), [8], [[0, 0, 0]]), SALT]
+    assert check(batch, Guards(), KNOWN).tolist() == [
+        Status.OK, Status.NOT_BUILT, Status.BAD_CELL, Status.OK,
+    ]  # fmt: skip
+    assert check([], Guards(), KNOWN).tolist() == []
