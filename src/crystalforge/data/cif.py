@@ -25,6 +25,7 @@ OPERATION_KEYS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xy
 FRACTIONS = ("_atom_site_fract_x", "_atom_site_fract_y", "_atom_site_fract_z")
 UNCERTAINTY = re.compile(r"\([0-9]+\)$")
 SYMBOL = re.compile(r"[A-Z][a-z]?")
+NO_ELECTRONEGATIVITY = frozenset((2, 10, 18, *range(95, 119)))
 
 
 class CifError(ValueError):
@@ -101,7 +102,7 @@ def _expanded(text: str) -> Crystal | None:
         symbols = atoms["_atom_site_type_symbol"]
         if any(_number(text) != 1 for text in atoms.get("_atom_site_occupancy", ())):
             return None
-        numbers = [_atomic_number(symbol) for symbol in symbols]
+        numbers, order = _elements(symbols)
     except (KeyError, ValueError):
         return None
     if frac.shape != (len(numbers), 3) or not len(numbers):
@@ -111,7 +112,7 @@ def _expanded(text: str) -> Crystal | None:
     lattice = _lattice(lengths, angles)
     if lattice is None or _coincide(frac):
         return None
-    return Crystal.of(lattice, numbers, frac)
+    return Crystal.of(lattice, np.array(numbers)[order], frac[order])
 
 
 def _says_p1(values: dict[str, str], loops: list[dict[str, list[str]]]) -> bool:
@@ -174,16 +175,21 @@ def _number(text: str) -> float:
     return float(UNCERTAINTY.sub("", text))
 
 
-def _atomic_number(symbol: str) -> int:
-    """Z of `Fe`, `Fe3+` or `Fe1`; KeyError when it is no element."""
+def _elements(symbols: list[str]) -> tuple[list[int], list[int]]:
+    """Atomic numbers of `Fe`, `Fe3+` or `Fe1`, and the order of atoms by electronegativity that pymatgen uses.
+
+    KeyError for what is no element, an isotope, or an element without electronegativity.
+    """
     from pymatgen.core.periodic_table import Element
 
-    match = SYMBOL.match(symbol)
-    if match is None or match.group() in ("D", "T"):  # isotopes are pymatgen's business
-        raise KeyError(symbol)
-    if match.group() not in Element.__members__:
-        raise KeyError(symbol)
-    return int(Element[match.group()].Z)
+    found = [Element.__members__[match.group()] if (match := SYMBOL.match(symbol)) else None for symbol in symbols]
+    numbers, keys = [], []
+    for element, symbol in zip(found, symbols, strict=True):
+        if element is None or symbol[:2].rstrip("0123456789+-") in ("D", "T") or element.Z in NO_ELECTRONEGATIVITY:
+            raise KeyError(symbol)
+        numbers.append(int(element.Z))
+        keys.append((float(element.X), element.symbol))
+    return numbers, sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def _lattice(lengths: list[float], angles: list[float]) -> np.ndarray | None:

@@ -20,7 +20,7 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,16 +37,22 @@ AVOIDED = frozenset((2, 10, 18, 36, 54, 61, *range(84, 90), 91, 93))
 
 @dataclass(frozen=True, eq=False)
 class Prototype:
-    """A structure type: its label, its primitive cell and the charge of each element (None: not ionic).
-
-    label: AFLOW's, with `.2`, `.3`, ... appended where the library has several of that label. mixed: charges exist,
-    but an element has more than one (Mn3O4); decorations must then allow some neutral assignment.
-    """
+    """A structure type: its label (AFLOW's, with `.2`, `.3`, ... where the library has several) and primitive cell."""
 
     label: str
     structure: Structure
-    charges: Mapping[str, int] | None
-    mixed: bool = False
+
+    @cached_property
+    def charges(self) -> Mapping[str, int] | None:
+        """The charge of each element, None where it is not ionic or an element has more than one charge."""
+        return _charges(self.structure)
+
+    @cached_property
+    def mixed(self) -> bool:
+        """Whether it is ionic with more than one charge of an element (Mn3O4): decorations must then allow some
+        neutral assignment.
+        """
+        return self.charges is None and _can_be_neutral(self.structure.composition.reduced_formula)
 
     @property
     def elements(self) -> list[str]:
@@ -78,9 +84,7 @@ def prototypes(max_atoms: int = MAX_ATOMS) -> tuple[Prototype, ...]:
         if len(structure) > max_atoms or max(structure.atomic_numbers) > MAX_Z:
             continue
         name = label if seen[label] == 1 else f"{label}.{seen[label]}"
-        charges = _charges(structure)
-        mixed = charges is None and _can_be_neutral(structure.composition.reduced_formula)
-        found.append(Prototype(name, structure, charges, mixed))
+        found.append(Prototype(name, structure))
     return tuple(found)
 
 

@@ -1,13 +1,15 @@
-"""The isotropic volume that a potential prefers, for many crystals at once."""
+"""The volume of a crystal: as bond lengths predict it, and as a potential prefers it."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float64
 
 from crystalforge.crystal import Crystal
+from crystalforge.data.substitution import Prototype
 from crystalforge.potentials.base import Potential
 
 SCALES = (1.0, 0.90, 1.11)  # of the volume, the three points of the first parabola in ln V
@@ -15,6 +17,18 @@ ROUNDS = 3  # parabolas at most
 SAME_VOLUME = 0.02  # in ln V: a minimum this near to a point already known is that point (about 2 meV/atom)
 LARGEST_STEP = 0.25  # in ln V beyond the points known: a parabola is not trusted further out
 DECIMALS = 8  # of stored lattice vectors (Å) and coordinates: energies belong to what is stored
+
+
+def at_predicted_volume(prototype: Prototype, symbols: tuple[str, ...]) -> Crystal:
+    """The decoration at the data-lattice scheme's volume; the original one at its own."""
+    from pymatgen.analysis.structure_prediction.volume_predictor import DLSVolumePredictor
+
+    structure = prototype.decorated(symbols)
+    if symbols != tuple(prototype.elements):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says so whenever it falls back on atomic radii
+            structure.scale_lattice(DLSVolumePredictor().predict(structure))
+    return Crystal.from_structure(structure)
 
 
 def at_best_volume(

@@ -4,12 +4,12 @@
 
 For each structure type of the AFLOW library (<= 20 atoms): its original decoration and charge-balanced substitutions
 (`data/substitution.py`), started at the volume of the data-lattice scheme (Chu et al., ACS Omega 3, 2018; as in
-pymatgen), scaled to the volume that CHGNet prefers, labelled with CHGNet's energy. Elements are added as reference
-rows. Formation energies and distances to the hull refer to this very set.
+pymatgen), scaled to the volume that CHGNet prefers, labelled with CHGNet's energy. Elements and competing binary phases
+are added as reference rows. Formation energies and distances to the hull refer to this very set.
 
 What is not done, and why: atomic positions and cell shapes are not relaxed (ten times the cost; crystals
-lie near, not at, their minima), and the hull holds these phases only (so distances to it are lower bounds of those to a
-complete one).
+lie near, not at, their minima), and beyond these phases the hull knows simple binaries only (so distances to it are
+lower bounds of those to a complete one).
 
 A structure type is computed without regard to the others, given the element references, and its results are kept
 under `<out>.parts/` until the end: an interrupted build continues, and one type can be rebuilt alone in seconds.
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -38,7 +37,8 @@ from crystalforge.data.sources.tables import REFERENCE
 from crystalforge.data.substitution import Prototype, decorations, prototypes
 from crystalforge.potentials.base import Potential
 from crystalforge.stages.prototype_elements import element_references
-from crystalforge.stages.prototype_volume import at_best_volume
+from crystalforge.stages.prototype_hull import COMMON_BINARIES, competing_phases
+from crystalforge.stages.prototype_volume import at_best_volume, at_predicted_volume
 from crystalforge.thermo.entries import Entries
 from crystalforge.thermo.hull import HullStore
 
@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 DECORATIONS = {1: 8, 2: 32, 3: 100, 4: 100, 5: 100}  # per structure type, by its number of elements ...
 FULL_QUOTA_ATOMS = 8  # ... and fewer in proportion where the cell has more atoms than this: small cells are preferred
 MAX_FORMATION_ENERGY = 0.3  # eV/atom at the preferred volume; what lies higher cannot be near the hull
-MAX_E_ABOVE_HULL = 0.3  # eV/atom; substitutions above it are dropped, original structure types are kept
+MAX_E_ABOVE_HULL = 0.3  # eV/atom, of substitutions
+MAX_E_ABOVE_HULL_ORIGINAL = 1.0  # eV/atom; the library has high-pressure phases, and a few with colliding atoms
+ON_HULL = 1e-6  # eV/atom; energies are rounded to this
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Row:
 
     id: str
     prototype: str
-    kind: str  # original, substitution or element
+    kind: str  # original, substitution, element or competing
     lattice: list[float]
     atomic_numbers: list[int]
     frac_coords: list[float]
@@ -101,7 +103,8 @@ def build(
             file = parts / f"{prototype.label}.json"
             rows += _kept(file, lambda one=prototype: prototype_rows(one, elements, potential, seed=seed))
             progress.update(note=f"{len(rows)} crystals")
-    final = assemble(rows, elements)
+    competing = _competing(elements, potential, parts) if not labels else []
+    final = assemble(rows, elements, competing)
     write_parquet(final, out, seed=seed, potential=potential)
     return summary(final)
 
@@ -122,7 +125,7 @@ def prototype_rows(prototype: Prototype, elements: Sequence[Row], potential: Pot
     count = round(DECORATIONS[len(original)] * min(1.0, FULL_QUOTA_ATOMS / len(prototype.structure)))
     symbols = [original, *decorations(prototype, count, seed=seed)]
     references = {row.atomic_numbers[0]: row.energy_per_atom for row in elements}
-    trial = [_at_predicted_volume(prototype, names) for names in symbols]
+    trial = [at_predicted_volume(prototype, names) for names in symbols]
     kept = [index for index, crystal in enumerate(trial) if set(crystal.numbers.tolist()) <= set(references)]
     crystals, energy = at_best_volume([trial[index] for index in kept], potential)
     rows = []
@@ -134,10 +137,34 @@ def prototype_rows(prototype: Prototype, elements: Sequence[Row], potential: Pot
     return [row for row in rows if np.isfinite(row.energy_per_atom)]
 
 
-def assemble(rows: Sequence[Row], elements: Sequence[Row]) -> list[Row]:
-    """Distances to the common hull, the bound on them, one of each structure, splits; elements come last."""
-    labelled, references = _on_common_hull(rows, elements)
-    bounded = [row for row in labelled if row.kind == "original" or _distance(row) <= MAX_E_ABOVE_HULL]
+def _competing(elements: Sequence[Row], potential: Potential, parts: Path) -> list[Row]:
+    """Simple binaries of all pairs of elements, one part per structure type."""
+    references = {row.atomic_numbers[0]: row.energy_per_atom for row in elements}
+    known = {prototype.label: prototype for prototype in prototypes()}
+    rows: list[Row] = []
+    with Progress("hull", len(COMMON_BINARIES), unit="type") as progress:
+        for label in COMMON_BINARIES:
+            rows += _kept(
+                parts / f"competing-{label}.json",
+                lambda label=label: [
+                    Row.of(name, label, "competing", crystal, energy)
+                    for name, crystal, energy in competing_phases(known[label], references, potential)
+                ],
+            )
+            progress.update(note=f"{len(rows)} phases")
+    return rows
+
+
+def assemble(rows: Sequence[Row], elements: Sequence[Row], competing: Sequence[Row] = ()) -> list[Row]:
+    """Distances to the common hull, the bounds on them, one of each structure, splits; reference rows come last."""
+    labelled = _on_common_hull([*rows, *elements, *competing])
+    references = [
+        replace(row, split=REFERENCE)
+        for row in labelled[len(rows) :]
+        if row.kind == "element" or _distance(row) <= ON_HULL
+    ]
+    bound = {"original": MAX_E_ABOVE_HULL_ORIGINAL, "substitution": MAX_E_ABOVE_HULL}
+    bounded = [row for row in labelled[: len(rows)] if _distance(row) <= bound[row.kind]]
     # The lowest in energy stands for all that match it; phases on the hull are thereby never lost.
     bounded.sort(key=lambda row: (row.energy_per_atom, row.id))
     found = tokenize_many(row.crystal for row in bounded)
@@ -149,12 +176,11 @@ def assemble(rows: Sequence[Row], elements: Sequence[Row]) -> list[Row]:
         replace(candidates[index], spacegroup=int(tokens.spacegroup[index]), split=SPLITS[split[index]])
         for index in np.flatnonzero(keep)
     ]
-    return sorted(unique, key=lambda row: row.id) + [replace(row, split=REFERENCE) for row in references]
+    return sorted(unique, key=lambda row: row.id) + references
 
 
-def _on_common_hull(rows: Sequence[Row], elements: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Both kinds of rows with formation energy and distance to the hull of all of them together."""
-    everything = [*rows, *elements]
+def _on_common_hull(everything: Sequence[Row]) -> list[Row]:
+    """Rows with formation energy and distance to the hull of all of them together."""
     compositions = [dict(Counter(row.atomic_numbers)) for row in everything]
     energy = np.array([row.energy_per_atom for row in everything])
     hull = HullStore.from_entries(Entries.of([{z: float(n) for z, n in row.items()} for row in compositions], energy))
@@ -170,7 +196,7 @@ def _on_common_hull(rows: Sequence[Row], elements: Sequence[Row]) -> tuple[list[
         labelled.append(
             replace(row, formation_energy_per_atom=round(formation, 6), e_above_hull=round(max(distance, 0.0), 6))
         )
-    return labelled[: len(rows)], labelled[len(rows) :]
+    return labelled
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
@@ -179,7 +205,8 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     distance = np.array([_distance(row) for row in crystals])
     return {
         "crystals": len(crystals),
-        "references": len(rows) - len(crystals),
+        "elements_referenced": sum(row.kind == "element" for row in rows),
+        "competing_phases": sum(row.kind == "competing" for row in rows),
         "original": sum(row.kind == "original" for row in crystals),
         "prototypes": len({row.prototype for row in crystals}),
         "spacegroups": len({row.spacegroup for row in crystals}),
@@ -228,18 +255,6 @@ def _schema() -> pa.Schema:
 def _distance(row: Row) -> float:
     assert row.e_above_hull is not None
     return row.e_above_hull
-
-
-def _at_predicted_volume(prototype: Prototype, symbols: tuple[str, ...]) -> Crystal:
-    """The decoration at the data-lattice scheme's volume; the original one at its own."""
-    from pymatgen.analysis.structure_prediction.volume_predictor import DLSVolumePredictor
-
-    structure = prototype.decorated(symbols)
-    if symbols != tuple(prototype.elements):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says so whenever it falls back on atomic radii
-            structure.scale_lattice(DLSVolumePredictor().predict(structure))
-    return Crystal.from_structure(structure)
 
 
 def _potential() -> Potential:

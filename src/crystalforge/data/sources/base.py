@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -61,7 +60,7 @@ class Record:
         assert isinstance(self.payload, Crystal)
         return self.payload
 
-    def update_hash(self, digest: hashlib._Hash) -> None:
+    def update_hash(self, digest: Any) -> None:
         """Feed everything that decides what becomes of this record (its place among the files does not)."""
         digest.update(repr((self.id, sorted(self.properties.items()), self.split)).encode())
         payload = self.payload
@@ -77,6 +76,7 @@ class Record:
                 digest.update(np.ascontiguousarray(array).tobytes())
 
 
+@runtime_checkable
 class Source(Protocol):
     """A stream of records. Reading it twice gives the same records in the same order; memory stays flat."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import urllib.error
@@ -30,7 +31,8 @@ def fetch(path: str, downloads: Path, checksums: Mapping[str, str]) -> Path:
             raise InputError("there is no such file", source=local, remedy="correct data.source.path")
     else:
         name = Path(urlsplit(path).path).name
-        local = downloads / name
+        # Files of one name from two addresses are two files.
+        local = downloads / hashlib.sha256(path.encode()).hexdigest()[:12] / name
         if not local.exists() or (name in checksums and sha256_file(local) != checksums[name].lower()):
             _download(path, local, checksums.get(name))
     wanted = checksums.get(local.name)

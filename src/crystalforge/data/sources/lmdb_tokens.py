@@ -46,7 +46,7 @@ class LmdbTokens:
                 file = self._files[split]
                 arrays = _read(file)
                 for row in range(len(arrays["spacegroup"])):
-                    values = {name: array[row] for name, array in arrays.items()}
+                    values = {name: np.asarray(array[row]) for name, array in arrays.items()}
                     payload = _checked(values)
                     yield Record(file.name, row + 1, f"{file.stem}-{row + 1}", payload, {}, split)
 
