@@ -54,7 +54,7 @@ def parse_triplet(text: str) -> Int64[np.ndarray, "3 4"]:
     return matrix
 
 
-def read_positions() -> list[list[Int64[np.ndarray, "M 3 4"]]]:
+def read_positions() -> list[list[Int64[np.ndarray, "_M 3 4"]]]:
     """Orbit operations of every Wyckoff position, `[group - 1][letter - 1]`, from pyxtal's list."""
     try:
         path = resources.files("pyxtal") / "database" / "wyckoff_list.csv"
@@ -64,15 +64,12 @@ def read_positions() -> list[list[Int64[np.ndarray, "M 3 4"]]]:
         rows = list(csv.reader(stream))[2:]  # a header and the trivial group of index 0
     assert len(rows) == 230
     return [
-        [
-            np.stack([parse_triplet(triplet) for triplet in position])
-            for position in ast.literal_eval(row[1])[::-1]
-        ]
+        [np.stack([parse_triplet(triplet) for triplet in position]) for position in ast.literal_eval(row[1])[::-1]]
         for row in rows
     ]
 
 
-def find_hall_numbers(general: list[Int64[np.ndarray, "M 3 4"]]) -> list[int]:
+def find_hall_numbers(general: list[Int64[np.ndarray, "_M 3 4"]]) -> list[int]:
     """Serial number of the spglib setting with exactly these operations, for each of the 230 groups."""
     import spglib
 
@@ -128,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
         atomic_file(Path(arguments[0]) if arguments else TABLE_PATH) as temporary,
         temporary.open("wb") as stream,
     ):
-        np.savez_compressed(stream, **build())
+        np.savez_compressed(stream, allow_pickle=False, **build())
 
 
 if __name__ == "__main__":

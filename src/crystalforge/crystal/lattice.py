@@ -16,9 +16,7 @@ from crystalforge.crystal import wyckoff
 MIN_VOLUME_RATIO = 1e-3
 
 
-def symmetrize(
-    spacegroup: Int[np.ndarray, " B"], parameters: Float64[np.ndarray, "B 6"]
-) -> Float64[np.ndarray, "B 6"]:
+def symmetrize(spacegroup: Int[np.ndarray, " B"], parameters: Float64[np.ndarray, "B 6"]) -> Float64[np.ndarray, "B 6"]:
     """The parameters with everything that the crystal system prescribes put in place of what was given.
 
     Only the components that `wyckoff.lattice_free` names are read: b follows a in tetragonal, trigonal, hexagonal and
@@ -33,9 +31,7 @@ def symmetrize(
     return result
 
 
-def averaged(
-    spacegroup: Int[np.ndarray, " B"], parameters: Float64[np.ndarray, "B 6"]
-) -> Float64[np.ndarray, "B 6"]:
+def averaged(spacegroup: Int[np.ndarray, " B"], parameters: Float64[np.ndarray, "B 6"]) -> Float64[np.ndarray, "B 6"]:
     """The parameters with edges that the crystal system makes equal replaced by their mean."""
     result = parameters.copy()
     cubic, uniaxial = spacegroup >= 195, (spacegroup >= 75) & (spacegroup < 195)
@@ -62,15 +58,15 @@ def is_cell(parameters: Float64[np.ndarray, "B 6"]) -> Bool[np.ndarray, " B"]:
 
 def to_matrix(parameters: Float64[np.ndarray, "B 6"]) -> Float64[np.ndarray, "B 3 3"]:
     """Row vectors of cells that pass `is_cell`. Right angles give exact zeros."""
-    a, b, c, alpha, beta, gamma = parameters.T
+    a, b, c, alpha, beta, _ = parameters.T
     right = np.isclose(parameters[:, 3:], np.pi / 2, rtol=0, atol=1e-12)
     cos_alpha, cos_beta, cos_gamma = np.where(right, 0.0, np.cos(parameters[:, 3:])).T
     sin_alpha, sin_beta = np.sin(alpha), np.sin(beta)
-    cos_star = np.clip((cos_alpha * cos_beta - cos_gamma) / (sin_alpha * sin_beta), -1, 1)
+    cos_star = np.clip((cos_gamma - cos_alpha * cos_beta) / (sin_alpha * sin_beta), -1, 1)
     matrix = np.zeros((len(parameters), 3, 3))
     matrix[:, 0, 0] = a * sin_beta
     matrix[:, 0, 2] = a * cos_beta
-    matrix[:, 1, 0] = -b * sin_alpha * cos_star
+    matrix[:, 1, 0] = b * sin_alpha * cos_star
     matrix[:, 1, 1] = b * sin_alpha * np.sqrt(1 - cos_star**2)
     matrix[:, 1, 2] = b * cos_alpha
     matrix[:, 2, 2] = c

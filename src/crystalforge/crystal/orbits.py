@@ -39,9 +39,7 @@ def primitive_bases() -> tuple[Float64[np.ndarray, "230 3 3"], Int64[np.ndarray,
         symbol = {1: "P", 4: "F"}.get(len(vectors), "")
         if not symbol:
             symbol = next(
-                name
-                for name, vector in _CENTRING_VECTOR.items()
-                if (abs(vectors - vector) < 1e-9).all(1).any()
+                name for name, vector in _CENTRING_VECTOR.items() if (abs(vectors - vector) < 1e-9).all(1).any()
             )
         bases[g - 1], orders[g - 1] = _PRIMITIVE_BASIS[symbol], len(vectors)
     return bases, orders
@@ -83,13 +81,9 @@ def expand(
     """The first `counts` points of the orbit of each site, site after site, in [0, 1)."""
     table = wyckoff.operation_table()
     ends = np.cumsum(counts)
-    rows = np.repeat(table.offset[g - 1, w] - (ends - counts), counts) + np.arange(
-        ends[-1] if len(ends) else 0
-    )
+    rows = np.repeat(table.offset[g - 1, w] - (ends - counts), counts) + np.arange(ends[-1] if len(ends) else 0)
     start = np.repeat(to_representative(g, w, points), counts, axis=0)
-    moved = (
-        np.einsum("nij,nj->ni", table.rotations[rows].astype(np.float64), start) + table.translations[rows]
-    )
+    moved = np.einsum("nij,nj->ni", table.rotations[rows].astype(np.float64), start) + table.translations[rows]
     moved %= 1.0
     moved[moved == 1.0] = 0.0  # -1e-17 % 1 is 1 in floating point
     return moved
@@ -125,9 +119,9 @@ def to_packed(tokens: Tokens, *, primitive: bool = False) -> PackedCrystals:
     cells = parameters[good]
     cells[:, :3] *= np.cbrt(atoms)[:, None]
     matrices = lattice.to_matrix(cells)
+    bases, orders = primitive_bases()
+    group = kept.spacegroup - 1
     if primitive:
-        bases, orders = primitive_bases()
-        group = kept.spacegroup - 1
         # The operations of a position come centring block by centring block, so the first M/k points are one atom of
         # each set that the centring relates (tests check this for all 1731 positions).
         sizes = sizes // orders[g - 1]

@@ -83,9 +83,7 @@ def tokenize(crystal: Crystal, *, symprec: float = 0.01, max_sites: int = 20) ->
         sites = None if found is None else _sites(found)
         if found is not None and sites is not None:
             return _as_tokens(found, *sites, max_sites=max_sites)
-    raise TokenizeError(
-        "wyckoff", f"the orbits do not fit the Wyckoff positions of space group {refined.number}"
-    )
+    raise TokenizeError("wyckoff", f"the orbits do not fit the Wyckoff positions of space group {refined.number}")
 
 
 def _check(crystal: Crystal) -> None:
@@ -100,9 +98,7 @@ def _check(crystal: Crystal) -> None:
     with np.errstate(invalid="ignore", divide="ignore"):  # a vector of length zero
         sound = lattice.is_cell(lattice.from_matrix(crystal.lattice[None]))[0]
     if not sound:
-        raise TokenizeError(
-            "degenerate_cell", f"the cell vectors enclose no volume ({crystal.volume:.3g} Å^3)"
-        )
+        raise TokenizeError("degenerate_cell", f"the cell vectors enclose no volume ({crystal.volume:.3g} Å^3)")
 
 
 def _search(cell: tuple[Any, Any, Any], symprec: float, hall: int) -> Any:
@@ -113,9 +109,7 @@ def _search(cell: tuple[Any, Any, Any], symprec: float, hall: int) -> Any:
         # spglib is about to raise where it now returns None, and says so at every call; both are handled.
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
-            return spglib.get_symmetry_dataset(
-                cell, symprec=symprec, angle_tolerance=ANGLE_TOLERANCE, hall_number=hall
-            )
+            return spglib.get_symmetry_dataset(cell, symprec=symprec, angle_tolerance=ANGLE_TOLERANCE, hall_number=hall)
         except Exception as error:
             if type(error).__module__.partition(".")[0] == "spglib":
                 return None
@@ -145,7 +139,7 @@ def _sites(
     primitive, position = np.unique(found.mapping_to_primitive, return_index=True)
     first_input[primitive] = position
     source = first_input[found.std_mapping_to_primitive]
-    _, first, size = np.unique(found.equivalent_atoms[source], return_index=True, return_counts=True)
+    _, first, size = np.unique(found.crystallographic_orbits[source], return_index=True, return_counts=True)
     order = np.argsort(first)
     first, size = first[order], size[order]
     letters = np.array([wyckoff.letter_index(found.wyckoffs[source[atom]]) for atom in first], dtype=np.int64)
@@ -176,7 +170,7 @@ def general_images(g: int, points: Float64[np.ndarray, "K 3"]) -> Float64[np.nda
     return np.einsum("mij,kj->kmi", rotations, points) + table.translations[rows]
 
 
-def _on_representative(g: int, w: int, images: Float64[np.ndarray, "M 3"]) -> Float64[np.ndarray, 3] | None:
+def _on_representative(g: int, w: int, images: Float64[np.ndarray, "M 3"]) -> Float64[np.ndarray, " 3"] | None:
     """The first image that lies on the representative of (g, w), moved exactly onto it, in [0, 1)."""
     operation = wyckoff.representatives()[g - 1, w]
     away = images @ operation[:, :3].T + operation[:, 3] - images

@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int32
 
-MAX_SITES = (
-    21  # slots of the published model; one of them must stay empty for the lattice, so 20 sites at most
-)
+MAX_SITES = 21  # slots of the published model; one of them must stay empty for the lattice, so 20 sites at most
 ATOM_TYPES = 119  # 0 = pad, then the atomic number
 WYCKOFF_TYPES = 28  # 0 = pad, a = 1 ... z = 26, A = 27 (only group 47 has 27 letters)
 
@@ -76,10 +74,7 @@ class Tokens:
             return Tokens.empty(slots)
         wide = [part.with_slots(slots) for part in parts]
         return Tokens(
-            **{
-                field.name: np.concatenate([getattr(part, field.name) for part in wide])
-                for field in fields(Tokens)
-            }
+            **{field.name: np.concatenate([getattr(part, field.name) for part in wide]) for field in fields(Tokens)}
         )
 
     @staticmethod

@@ -29,6 +29,8 @@ from crystalforge.crystal.tokens import Tokens
 
 Chunk = Sequence[Crystal | None]
 
+COMMAND = [sys.executable, "-m", "crystalforge.crystal.workers"]
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -65,9 +67,7 @@ def tokenize_chunk(chunk: Chunk, settings: Settings) -> ChunkResult:
     return ChunkResult(len(chunk), tokens, np.array(kept, dtype=np.int64), failed)
 
 
-def tokenize_in_processes(
-    chunks: Iterator[Chunk], processes: int, settings: Settings
-) -> Iterator[ChunkResult]:
+def tokenize_in_processes(chunks: Iterator[Chunk], processes: int, settings: Settings) -> Iterator[ChunkResult]:
     """Results in the order of `chunks`, which is read only two chunks per process ahead."""
     workers = [_Worker() for _ in range(processes)]
     idle: deque[_Worker] = deque(workers)
@@ -150,7 +150,7 @@ def _start() -> subprocess.Popen[bytes]:
     package_root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, "-m", "crystalforge.crystal.workers"],
+        COMMAND,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip

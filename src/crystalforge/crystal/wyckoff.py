@@ -24,9 +24,7 @@ from jaxtyping import Bool, Float64, Int8, Int32, Int64
 
 from crystalforge.common.errors import InputError
 
-CrystalSystem = Literal[
-    "triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic"
-]
+CrystalSystem = Literal["triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic"]
 N_GROUPS = 230
 TABLE_PATH = Path(__file__).with_name("wyckoff.npz")
 TRANSLATION_UNIT = 24  # 1/8 occurs in cubic groups and 1/3 in trigonal ones: 24 is their common denominator
@@ -116,7 +114,7 @@ def operations(g: int, w: int) -> Float64[np.ndarray, "M 3 4"]:
 
 @cache
 def representatives() -> Float64[np.ndarray, "230 28 3 4"]:
-    """First operation of every position, which maps a point to its orbit's representative; zeros where there is none."""
+    """First operation of every position: it maps a point to its orbit's representative. Zeros where there is none."""
     table, result = operation_table(), np.zeros((N_GROUPS, 28, 3, 4))
     exists = multiplicity() > 0
     rows = table.offset[exists]
@@ -128,7 +126,7 @@ def representatives() -> Float64[np.ndarray, "230 28 3 4"]:
 @cache
 def varies() -> Bool[np.ndarray, "230 28 3"]:
     """Coordinates of the representative that are not constants (what the published model scores)."""
-    return _frozen(representatives()[..., :3].any(axis=-1))
+    return _frozen(np.asarray(representatives()[..., :3].any(axis=-1)))
 
 
 @cache
@@ -146,7 +144,7 @@ def is_free() -> Bool[np.ndarray, "230 28 3"]:
 @cache
 def is_fixed() -> Bool[np.ndarray, "230 28"]:
     """Positions without any free coordinate, which a crystal can occupy only once; pads and absent letters too."""
-    return _frozen(~varies().any(axis=-1))
+    return _frozen(np.asarray(~varies().any(axis=-1)))
 
 
 @cache
@@ -190,9 +188,7 @@ def letter_index(letter: str) -> int:
     """
     index = _LETTERS.find(letter) if len(letter) == 1 else -1
     if index < 1:
-        raise InputError(
-            f"{letter!r} is not a Wyckoff letter", remedy="use 'a' to 'z', or 'A' in space group 47"
-        )
+        raise InputError(f"{letter!r} is not a Wyckoff letter", remedy="use 'a' to 'z', or 'A' in space group 47")
     return index
 
 
