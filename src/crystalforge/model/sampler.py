@@ -26,6 +26,8 @@ from torch import Tensor
 from crystalforge.common.errors import InputError
 from crystalforge.common.progress import Progress
 from crystalforge.model.batch import TokenBatch
+from crystalforge.model.constraints import Constraints
+from crystalforge.model.constraints_masks import Masks
 from crystalforge.model.distributions import (
     Law,
     allowed_element,
@@ -62,7 +64,7 @@ def sample(
     *,
     seed: int,
     first_index: int = 0,
-    constraints: None = None,
+    constraints: Constraints | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
     first_element_temperature: float | None = None,
@@ -95,7 +97,7 @@ def stream(
     *,
     seed: int,
     first_index: int = 0,
-    constraints: None = None,
+    constraints: Constraints | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
     first_element_temperature: float | None = None,
@@ -106,10 +108,12 @@ def stream(
 ) -> Iterator[Samples]:
     """As `sample`, but crystals come in groups as they finish, the shortest of each wave first."""
     _check(spacegroups, first_index, batch_size, temperature, top_p, first_element_temperature, law)
+    masks = None
+    if constraints is not None and len(spacegroups):
+        masks = Masks(constraints, spacegroups.tolist(), model.config.max_sites, model.head.weight.device)
     sampler = _Sampler(
-        model, Streams(seed), Sharpening(temperature, top_p), first_element_temperature, law, constraints, precision
+        model, Streams(seed), Sharpening(temperature, top_p), first_element_temperature, law, masks, precision
     )
-    sampler.check_feasible(spacegroups)
     for start in range(0, len(spacegroups), batch_size):
         part = spacegroups[start : start + batch_size]
         for samples in sampler.wave(part, first_index + start):
@@ -140,6 +144,7 @@ class _Wave:
         self.wyckoff = torch.zeros((n, slots), dtype=torch.int64, device=device)
         self.element = torch.zeros((n, slots), dtype=torch.int64, device=device)
         self.coords = torch.zeros((n, slots, 3), dtype=torch.float64, device=device)
+        self.cell = torch.zeros_like(self.index)  # the state of the constraints
         self.log_prob = torch.zeros((n, len(FACTORS)), dtype=torch.float64, device=device)
         self.log_prob_drawn = torch.zeros_like(self.log_prob)
         self.letter_logits = sampler.network.first_wyckoff_logits(self.spacegroup)
@@ -167,7 +172,7 @@ class _Sampler:
         sharpen: Sharpening,
         first_element_temperature: float | None,
         law: Law,
-        constraints: None,
+        masks: Masks | None,
         precision: Precision,
     ) -> None:
         self.decoder = Decoder(model, precision)
@@ -176,12 +181,9 @@ class _Sampler:
         self.streams, self.sharpen = streams, sharpen
         self.law: Law = law
         self.first_element_temperature = first_element_temperature
-        self.constraints = constraints
+        self.masks = masks
         # Without sharpening the drawn law of a coordinate is the model's, and need not be evaluated twice.
         self.plain = sharpen == Sharpening() and law == "exact"
-
-    def check_feasible(self, spacegroups: Int64[np.ndarray, " n"]) -> None:
-        """InputError when a constraint cannot be met in one of the groups."""
 
     def wave(self, spacegroups: Int64[np.ndarray, " n"], first_index: int) -> Iterator[Samples]:
         """Draw one wave of crystals, yielding them as they end."""
@@ -223,17 +225,24 @@ class _Sampler:
         previous = wave.wyckoff[:, slot - 1] if slot else None
         last = slot == self.slots - 1
         drawn_from = allowed_wyckoff(wave.spacegroup, previous, last)
+        if self.masks is not None:
+            drawn_from = drawn_from & self.masks.letters(slot, wave.spacegroup, wave.cell)
         # The reference law does not know that the last slot must stay empty.
-        law = drawn_from if self.law == "exact" else allowed_wyckoff(wave.spacegroup, previous)
+        law = allowed_wyckoff(wave.spacegroup, previous, last and self.law == "exact")
         letter = self._draw_choice(wave, slot, 0, logits, law, drawn_from)
         wave.wyckoff[:, slot] = letter
         return letter
 
     def _draw_element(self, wave: _Wave, slot: int, logits: Float[Tensor, "B C"]) -> Int64[Tensor, " B"]:
-        law = drawn_from = allowed_element(wave.wyckoff[:, slot], logits.shape[-1])
+        letter, cell = wave.wyckoff[:, slot], wave.cell
+        law = drawn_from = allowed_element(letter, logits.shape[-1])
+        if self.masks is not None:
+            drawn_from = law & self.masks.elements(slot, wave.spacegroup, letter, cell, wave.element)
         temperature = self.first_element_temperature if slot == 0 else None
         element = self._draw_choice(wave, slot, 1, logits, law, drawn_from, temperature)
         wave.element[:, slot] = element
+        if self.masks is not None:
+            wave.cell = self.masks.advance(slot, wave.spacegroup, letter, element, cell)
         return element
 
     def _draw_choice(
