@@ -107,6 +107,7 @@ def pretrain(
             "steps": engine.steps,
             "config": config.model_dump(mode="json"),
             "data_hash": store.manifest.get("data_hash"),
+            "spacegroup_weights": store.spacegroup_weights("train").tolist(),
             "metrics": metrics,
         },
     )
@@ -289,9 +290,11 @@ class Run:
         if self.metrics_file.exists():
             with self.metrics_file.open("r+b") as stream:
                 stream.truncate(self.cursor.metrics_bytes)
-        if self.cursor.done:
-            self._began = time.monotonic() - self.cursor.seconds
-            self.cursor.done = self._finished(self._total_steps())  # false when more was asked for since
+        if self.cursor.done:  # unless more was asked for since
+            seconds = self.cursor.seconds
+            self._began = time.monotonic() - seconds
+            self.cursor.done = self._finished(self._total_steps())
+            self.cursor.seconds = seconds
         if not self.cursor.done:
             print(f"pretrain: continuing at step {step}", file=sys.stderr)
 
