@@ -86,7 +86,9 @@ class GuardedReward:
         components = {name: np.full(len(crystals), np.nan) for name in self.judge.component_names}
         rows = np.flatnonzero(status == Status.OK)
         if len(rows):
-            answer = self.judge.judge([crystal for row in rows.tolist() if (crystal := crystals[row]) is not None])
+            answer = self.judge.judge(
+                [brought_home(crystal) for row in rows.tolist() if (crystal := crystals[row]) is not None]
+            )
             finite = np.isfinite(answer.values)
             status[rows] = np.where((answer.status == Status.OK) & ~finite, Status.NOT_FINITE, answer.status)
             ok = status[rows] == Status.OK
@@ -94,6 +96,13 @@ class GuardedReward:
             for name in components:
                 components[name][rows] = answer.components[name]
         return Scores(values, status, components)
+
+
+def brought_home(crystal: Crystal) -> Crystal:
+    """The same crystal without far images: a model's neighbour search spans the range of the coordinates, cubed."""
+    if (np.abs(crystal.frac) < 2).all():
+        return crystal
+    return Crystal(crystal.lattice, crystal.numbers, crystal.frac - np.floor(crystal.frac))
 
 
 def value_settings(settings: Any) -> Any:

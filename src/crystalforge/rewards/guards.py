@@ -18,6 +18,9 @@ from crystalforge.potentials.base import cell_heights
 from crystalforge.rewards.config import Guards
 from crystalforge.rewards.protocol import Status
 
+FARTHEST_IMAGE = 1e6
+"""Any image of an atom will do, but beyond this many cells away rounding eats its position (1e-10 of a cell)."""
+
 
 def check(
     crystals: Sequence[Crystal | None], guards: Guards, elements: frozenset[int] | None
@@ -35,7 +38,7 @@ def check(
             status[row] = Status.NOT_BUILT
         elif len(crystal) > guards.max_atoms:
             status[row] = Status.TOO_LARGE
-        elif not (np.isfinite(crystal.lattice).all() and np.isfinite(crystal.frac).all()):
+        elif not (np.isfinite(crystal.lattice).all() and (np.abs(crystal.frac) <= FARTHEST_IMAGE).all()):
             status[row] = Status.BAD_CELL
     rows = np.flatnonzero(status == Status.OK)
     if not len(rows):
