@@ -320,7 +320,7 @@ class TritonServer:
             "--model-control-mode=none",
             "--disable-auto-complete-config",  # otherwise each worker is started once more, only to be asked
             "--strict-readiness=true",
-            "--exit-timeout-secs=3",
+            "--exit-timeout-secs=0",  # workers hold nothing that is worth waiting for
             "--allow-http=false",
             f"--grpc-address={self.address}",
             f"--grpc-port={self._grpc_port}",

@@ -1,0 +1,182 @@
+"""One contract, two ways to ask: the real potential and hull in process and behind the real Triton agree.
+
+Bit for bit where the forward passes are the same; within the rounding of a sum where requests were merged.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import crystalforge.data
+from crystalforge.crystal import Crystal
+from crystalforge.integrations.triton_wire import chunks
+from crystalforge.rewards import Reward, Scores, Status, build, parse
+from serving.launcher import TritonServer, available
+
+USABLE, REASON = available()
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.xdist_group("triton"),
+    pytest.mark.skipif(not USABLE, reason=REASON),
+]
+
+CONFIG = parse({"kind": "ehull"})
+MERGED_TOLERANCE = 1e-5  # eV/atom: float32 sums over a graph in another order
+
+
+@pytest.fixture(scope="module")
+def local() -> Reward:
+    return build(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    with TritonServer(CONFIG, instances=2, run_dir=tmp_path_factory.mktemp("server"), watched=False) as running:
+        yield running
+
+
+def real_crystals(n: int, rng: np.random.Generator) -> list[Crystal | None]:
+    """Crystals of the embedded data, some of them strained and rattled out of their minima."""
+    path = next(iter(crystalforge.data.__path__)) + "/prototypes.parquet"
+    table = pq.read_table(path, columns=["lattice", "atomic_numbers", "frac_coords"])
+    found: list[Crystal | None] = []
+    for row in rng.choice(table.num_rows, size=n, replace=False):
+        record = {name: table[name][int(row)].as_py() for name in table.column_names}
+        crystal = Crystal.of(record["lattice"], record["atomic_numbers"], record["frac_coords"])
+        if rng.random() < 0.5:
+            strain = np.eye(3) + rng.normal(scale=0.03, size=(3, 3))
+            crystal = Crystal.of(crystal.lattice @ strain, crystal.numbers, crystal.frac + rng.normal(scale=0.01))
+        found.append(crystal)
+    return found
+
+
+def hostile_crystals(n: int, rng: np.random.Generator) -> list[Crystal | None]:
+    """Everything that a generator, or an enemy, may come up with."""
+    cube, two = np.eye(3) * 4.0, [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]
+
+    def cell(entry: float) -> np.ndarray:
+        return np.array([[entry, 0, 0], [0, 4.0, 0], [0, 0, 4.0]])
+
+    kinds = [
+        lambda: None,
+        lambda: Crystal.of(cube, [], []),
+        lambda: Crystal.of(cube, [11, 17], [[0, 0, 0], [1e-4, 0, 0]]),  # on top of each other
+        lambda: Crystal.of(cube, [11, 11], [[0, 0, 0], [1.0, 0, 0]]),  # ... through the boundary
+        lambda: Crystal.of(cell(rng.choice([np.nan, np.inf, -np.inf])), [11, 17], two),
+        lambda: Crystal.of(cell(rng.choice([0.0, 1e-12, 1e-3, 1e300, 1e6])), [11, 17], two),
+        lambda: Crystal.of(np.tile([[4.0, 0, 0]], (3, 1)), [11, 17], two),  # flat
+        lambda: Crystal.of(cube, [rng.choice([0, -1, 95, 118, 119, 2**31 - 1]), 17], two),
+        lambda: Crystal.of(cube, [11, 17], [[0, 0, 0], [rng.choice([np.nan, np.inf]), 0.5, 0.5]]),
+        lambda: Crystal.of(cube, [11, 17], [[0, 0, 0], [1e17, 0.5, 0.5]]),
+        lambda: Crystal.of(np.eye(3) * 30, np.full(2000, 11), rng.random((2000, 3))),  # a gas
+        lambda: Crystal.of(-cube, [11, 17], two),  # left-handed
+        lambda: Crystal.of(rng.normal(scale=8.0, size=(3, 3)), rng.integers(1, 119, 6), rng.random((6, 3))),
+        lambda: Crystal.of(np.eye(3) * 190, [11, 17], two),  # lonely atoms
+    ]
+    return [kinds[k % len(kinds)]() for k in range(n)]
+
+
+def in_the_same_pieces(reward: Reward, crystals: Sequence[Crystal | None], structures: int, atoms: int) -> Scores:
+    sizes = np.array([0 if crystal is None else len(crystal) for crystal in crystals], np.int32)
+    return Scores.concatenate([reward.score(crystals[piece]) for piece in chunks(sizes, structures, atoms)])
+
+
+def assert_identical(one: Scores, other: Scores) -> None:
+    assert one.values.tobytes() == other.values.tobytes()
+    assert one.status.tolist() == other.status.tolist()
+    assert list(one.components) == list(other.components)
+    for name in one.components:
+        assert one.components[name].tobytes() == other.components[name].tobytes()
+
+
+def test_in_process_and_over_grpc_agree_bit_for_bit_on_500_crystals(local: Reward, server: TritonServer) -> None:
+    rng = np.random.default_rng(1)
+    crystals = [*real_crystals(430, rng), *hostile_crystals(70, rng)]
+    crystals = [crystals[k] for k in rng.permutation(500)]
+    with server.connect() as reward:
+        before = sum(server.scored(server.model).values())
+        remote = reward.score(crystals)
+        assert reward.counters.structures == 500
+        assert sum(server.scored(server.model).values()) - before == 500
+        sizes = (reward.config.chunk_structures, reward.config.chunk_atoms)
+    assert_identical(remote, in_the_same_pieces(local, crystals, *sizes))
+    assert remote.counts()["ok"] >= 300, "the comparison must be about energies, not about floors"
+    assert len(remote.counts()) >= 5
+
+
+def test_merged_requests_agree_within_rounding(local: Reward, server: TritonServer) -> None:
+    rng = np.random.default_rng(2)
+    clients, rounds, each = 6, 4, 3
+    crystals = real_crystals(clients * rounds * each, rng)
+    expected = in_the_same_pieces(local, crystals, each, 4096)
+    answers: dict[tuple[int, int], Scores] = {}
+    before = server.statistics()
+
+    def ask(k: int) -> None:
+        with server.connect() as reward:
+            reward.probe()
+            for turn in range(rounds):
+                begin = (k * rounds + turn) * each
+                answers[k, turn] = reward.score(crystals[begin : begin + each])
+
+    threads = [threading.Thread(target=ask, args=(k,)) for k in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    together = Scores.concatenate([answers[k, turn] for k in range(clients) for turn in range(rounds)])
+    assert together.status.tolist() == expected.status.tolist()
+    assert np.abs(together.values - expected.values).max() < MERGED_TOLERANCE
+    after = server.statistics()
+    assert after.inferences - before.inferences == clients * (rounds + 1)
+    assert after.executions - before.executions < after.inferences - before.inferences, "requests were merged"
+
+
+def test_a_large_request_has_the_same_bits_in_a_crowd(local: Reward, server: TritonServer) -> None:
+    crystals = real_crystals(40, np.random.default_rng(3))
+    expected = local.score(crystals)
+    stop = threading.Event()
+
+    def disturb() -> None:
+        with server.connect() as reward:
+            while not stop.is_set():
+                reward.score(crystals[:2])
+
+    threads = [threading.Thread(target=disturb) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        with server.connect() as reward:
+            for _ in range(3):
+                assert_identical(reward.score(crystals), expected)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+
+
+def test_200_hostile_crystals_get_the_floor_and_a_status_and_the_server_stays_well(
+    local: Reward, server: TritonServer
+) -> None:
+    crystals = hostile_crystals(200, np.random.default_rng(4))
+    with server.connect() as reward:
+        scores = reward.score(crystals)
+        sizes = (reward.config.chunk_structures, reward.config.chunk_atoms)
+    assert_identical(scores, in_the_same_pieces(local, crystals, *sizes))
+    floored = scores.status != Status.OK
+    assert floored.mean() > 0.7
+    assert (scores.values[floored] == CONFIG.floor).all()
+    assert {"not_built", "bad_cell", "too_close", "too_large", "unknown_element"} <= scores.counts().keys()
+    assert server.healthy()
+
+
+def test_the_served_version_is_the_local_one(local: Reward, server: TritonServer) -> None:
+    with server.connect() as reward:
+        assert isinstance(reward, Reward)
+        assert reward.version == local.version
+        assert reward.version.golden
