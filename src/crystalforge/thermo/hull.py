@@ -127,18 +127,19 @@ class HullStore:
         high = int(entries.elements.max())
         if high > 118 or int(entries.elements.min()) < 1:
             raise InputError(f"atomic number {high} is not in the periodic table", source=source or None)
-        systems: dict[tuple[int, ...], dict[tuple[float, ...], float]] = {}
+        systems: dict[tuple[int, ...], dict[tuple[float, ...], tuple[float, tuple[float, ...]]]] = {}
         for first, count, energy in zip(entries.starts, entries.n_elements, entries.energy, strict=True):
             part = slice(int(first), int(first + count))
             system = tuple(entries.elements[part].tolist())
-            fractions = tuple(entries.fractions[part].round(SAME_COMPOSITION).tolist())
+            exact = tuple(entries.fractions[part].tolist())
+            rounded = tuple(entries.fractions[part].round(SAME_COMPOSITION).tolist())
             phases = systems.setdefault(system, {})
-            phases[fractions] = min(float(energy), phases.get(fractions, np.inf))
+            # The exact fractions come along, so that the order of the entries decides nothing.
+            phases[rounded] = min((float(energy), exact), phases.get(rounded, (np.inf, ())))
         keys = sorted(systems, key=_bits)
-        # Rounding was for comparing; what is stored adds up to one again.
-        blocks = [np.array(sorted(systems[key])) for key in keys]
-        energies = [np.array([systems[key][row] for row in sorted(systems[key])]) for key in keys]
-        blocks = [block / block.sum(axis=1, keepdims=True) for block in blocks]
+        chosen = [[systems[key][row] for row in sorted(systems[key])] for key in keys]
+        blocks = [np.array([fractions for _, fractions in rows]) for rows in chosen]
+        energies = [np.array([energy for energy, _ in rows]) for rows in chosen]
         mask = np.array([_words(key) for key in keys], dtype=np.uint64)
         start = np.append(0, np.cumsum([len(block) for block in blocks])).astype(np.int64)
         manifest = {
