@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from crystalforge.model.attention import attend, dropout, interleaved
 from crystalforge.model.batch import TokenBatch
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.tables import tables
@@ -112,11 +113,21 @@ class Block(nn.Module):
         self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "T half"], sin: Float[Tensor, "T half"]
     ) -> Float[Tensor, "B T D"]:
         """All tokens at once."""
+        if x.device.type == "cpu" and torch.is_grad_enabled():
+            return self._attend_on_cpu(x, cos, sin)
         query, key, value = self.project(x, cos, sin)
         attended = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, dropout_p=self.attention_dropout if self.training else 0.0
         )
         return self.finish(x, attended)
+
+    def _attend_on_cpu(
+        self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "T half"], sin: Float[Tensor, "T half"]
+    ) -> Float[Tensor, "B T D"]:
+        weight, bias = (interleaved(part, self.heads) for part in (self.qkv.weight, self.qkv.bias))
+        joined = F.linear(self.attention_norm(x), weight, bias)
+        rate = self.attention_dropout if self.training else 0.0
+        return self._feed_forward(x, attend(joined, cos, sin, self.heads, rate))
 
     def step(
         self,
@@ -148,12 +159,12 @@ class Block(nn.Module):
 
     def finish(self, x: Float[Tensor, "B T D"], attended: Float[Tensor, "B H T d"]) -> Float[Tensor, "B T D"]:
         """The residual stream after attention's output and the MLP."""
-        x = x + self._drop(self.out(attended.transpose(1, 2).flatten(2)))
-        hidden = F.gelu(self.up(self.mlp_norm(x)), approximate="tanh")
-        return x + self._drop(self.down(hidden))
+        return self._feed_forward(x, attended.transpose(1, 2).flatten(2))
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+    def _feed_forward(self, x: Float[Tensor, "B T D"], attended: Float[Tensor, "B T inner"]) -> Float[Tensor, "B T D"]:
+        x = x + dropout(self.out(attended), self.dropout, self.training)
+        hidden = F.gelu(self.up(self.mlp_norm(x)), approximate="tanh")
+        return x + dropout(self.down(hidden), self.dropout, self.training)
 
 
 class CrystalFormer(nn.Module):
@@ -233,9 +244,7 @@ class CrystalFormer(nn.Module):
         )
         return x.flatten(1, 2)
 
-    def embed_wyckoff(
-        self, spacegroup: Int64[Tensor, "*b"], wyckoff: Int64[Tensor, "*b"]
-    ) -> Float[Tensor, "*b D"]:
+    def embed_wyckoff(self, spacegroup: Int64[Tensor, "*b"], wyckoff: Int64[Tensor, "*b"]) -> Float[Tensor, "*b D"]:
         """W tokens; the raw multiplicity is an input too."""
         multiplicity = tables(wyckoff.device).multiplicity[spacegroup - 1, wyckoff]
         parts = [
@@ -245,16 +254,12 @@ class CrystalFormer(nn.Module):
         ]
         return self.wyckoff_in(torch.cat(parts, dim=-1))
 
-    def embed_element(
-        self, spacegroup: Int64[Tensor, "*b"], element: Int64[Tensor, "*b"]
-    ) -> Float[Tensor, "*b D"]:
+    def embed_element(self, spacegroup: Int64[Tensor, "*b"], element: Int64[Tensor, "*b"]) -> Float[Tensor, "*b D"]:
         """A tokens."""
         parts = [self.spacegroup_embedding(spacegroup - 1), self.element_embedding(element)]
         return self.element_in(torch.cat(parts, dim=-1))
 
-    def embed_coord(
-        self, axis: int, spacegroup: Int64[Tensor, "*b"], x: Float[Tensor, "*b"]
-    ) -> Float[Tensor, "*b D"]:
+    def embed_coord(self, axis: int, spacegroup: Int64[Tensor, "*b"], x: Float[Tensor, "*b"]) -> Float[Tensor, "*b D"]:
         """X, Y or Z tokens (axis 0, 1, 2): sin and cos of 2πnx, n = 1..N_f, interleaved."""
         order = torch.arange(1, self.config.coord_frequencies + 1, device=x.device, dtype=x.dtype)
         angle = 2 * math.pi * order * x[..., None]
@@ -280,13 +285,9 @@ class CrystalFormer(nn.Module):
     def first_wyckoff_logits(self, spacegroup: Int64[Tensor, "*b"]) -> Float[Tensor, "*b W"]:
         """Logits of the first letter, from the space group alone."""
         index = spacegroup - 1
-        return self.first_wyckoff(
-            self.spacegroup_embedding(index) if self.config.first_wyckoff_hidden else index
-        )
+        return self.first_wyckoff(self.spacegroup_embedding(index) if self.config.first_wyckoff_hidden else index)
 
-    def read_wyckoff_token(
-        self, hidden: Float[Tensor, "*b D"]
-    ) -> tuple[Float[Tensor, "*b A"], LatticeMixture]:
+    def read_wyckoff_token(self, hidden: Float[Tensor, "*b D"]) -> tuple[Float[Tensor, "*b A"], LatticeMixture]:
         """Element logits and lattice mixture from a W token's hidden state (after the final norm)."""
         k, types = self.config.lattice_components, self.config.atom_types
         raw = self._head(hidden, types + 13 * k)
