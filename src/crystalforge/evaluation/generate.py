@@ -61,7 +61,6 @@ class ModelSource:
 
         return weights_hash(self._model)
 
-    @property
     def identity(self) -> str:
         """Hash of weights and sampling law."""
         from crystalforge.model.checkpoint import weights_hash

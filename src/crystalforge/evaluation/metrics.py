@@ -66,6 +66,7 @@ def evaluate_samples(
                     assert len(part) == count, "a source must give as many samples as asked for"
                     with atomic_file(file) as temporary:
                         pq.write_table(part, temporary)
+                    part = pq.read_table(file)  # so that a resumed evaluation has the very same columns
                 parts.append(part)
                 progress.update(count, note=f"{source.label}, seed {source.seed}")
     table = pa.concat_tables(parts, promote_options="default")
@@ -108,7 +109,7 @@ def _folder(source: Source, reward: Reward, held_out: Reward | None, lineage: Ma
     key = sha256_json(
         {
             "format": FORMAT,
-            "source": source.identity,
+            "source": source.identity(),
             "label": source.label,
             "seed": source.seed,
             "reward": reward.version.digest,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -88,7 +88,6 @@ class SampleSet:
     def __len__(self) -> int:
         return len(self.index)
 
-    @property
     def identity(self) -> str:
         """Hash of the samples: an interrupted evaluation goes on only with the very same ones."""
         packed = PackedCrystals.pack(self.crystals)
@@ -116,6 +115,7 @@ class SampleSet:
         )
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where an evaluation gets its samples, a chunk at a time: a `SampleSet`, or a model (`generate.ModelSource`).
 
@@ -132,7 +132,6 @@ class Source(Protocol):
         """Seed of the samples."""
         ...
 
-    @property
     def identity(self) -> str:
         """Hash of everything that decides what `draw` returns."""
         ...

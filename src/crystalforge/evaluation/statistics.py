@@ -94,7 +94,7 @@ def mean(values: Float64[np.ndarray, " n"]) -> Estimate:
     centre = float(values.mean())
     if n == 1:
         return Estimate(centre, math.nan, math.nan, 1)
-    half = student_quantile(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+    half = student_quantile(float(n - 1)) * float(values.std(ddof=1)) / math.sqrt(n)
     return Estimate(centre, centre - half, centre + half, n)
 
 

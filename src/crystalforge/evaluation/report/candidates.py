@@ -18,14 +18,14 @@ from crystalforge.evaluation.scoring import crystals_of
 def choose(table: pa.Table, count: int) -> pa.Table:
     """The `count` most interesting rows, best first.
 
-    Order: S.U.N. before the rest, then new and first of their kind, then valid; within each by E_hull.
+    Order: S.U.N. ones by E_hull; then new ones, the valid before the others, by E_hull; then the rest likewise.
     Only built crystals are shown, and of each group of equal crystals only the first.
     """
     shown = np.flatnonzero(_flag(table, "built") & _flag(table, "unique"))
     energy = np.nan_to_num(_number(table, "e_above_hull"), nan=math.inf)
     keys = (
         energy,
-        ~_flag(table, "valid"),
+        ~(_flag(table, "valid") | _flag(table, "sun")),
         ~(_flag(table, "novel") & _flag(table, "structure_valid")),
         ~_flag(table, "sun"),
     )

@@ -34,7 +34,7 @@ E_RANGE = (-0.5, 1.5)  # eV/atom shown in the histogram; what lies outside is co
 E_BIN = 0.05  # eV/atom
 LARGEST_GROUPS = 20  # space groups shown by name
 
-History = Sequence[Mapping[str, float]]
+History = Sequence[Mapping[str, float | int | None]]
 
 
 def plotly() -> Any:
@@ -315,8 +315,13 @@ def spacegroup_shares(groups: Sequence[int] | np.ndarray) -> dict[int, float]:
 
 def series(rows: History, key: str) -> tuple[list[float], list[float]]:
     """Steps and values of the rows that have `key`."""
-    have = [(float(row["step"]), float(row[key])) for row in rows if row.get(key) is not None]
-    return [step for step, _ in have], [value for _, value in have]
+    steps, values = [], []
+    for row in rows:
+        step, value = row.get("step"), row.get(key)
+        if step is not None and value is not None:
+            steps.append(float(step))
+            values.append(float(value))
+    return steps, values
 
 
 @cache

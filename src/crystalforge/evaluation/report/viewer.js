@@ -53,10 +53,13 @@ class CrystalView {
     this.edges = [];
     for (let k = 0; k < 8; k++) for (const bit of [1, 2, 4]) if (!(k & bit)) this.edges.push([corner(k), corner(k | bit)]);
     this.pieces = []; // of the edges: short, so that they pass behind atoms, and none inside an atom
-    for (const [from, to] of this.edges) for (let s = 0; s < 16; s++) {
-      const [p, q] = [between(from, to, s / 16), between(from, to, (s + 1) / 16)];
-      const inside = atom => Math.hypot(...[0, 1, 2].map(k => (p[k] + q[k]) / 2 - atom.at[k])) < 0.97 * atom.radius;
-      if (!atoms.some(inside)) this.pieces.push([p, q]);
+    for (const [from, to] of this.edges) {
+      const count = Math.min(48, Math.ceil(4 * Math.hypot(...from.map((x, k) => x - to[k]))));
+      for (let s = 0; s < count; s++) {
+        const [p, q] = [between(from, to, s / count), between(from, to, (s + 1) / count)];
+        const inside = atom => Math.hypot(...[0, 1, 2].map(k => (p[k] + q[k]) / 2 - atom.at[k])) < 0.97 * atom.radius;
+        if (!atoms.some(inside)) this.pieces.push([p, q]);
+      }
     }
     this.axes = [1, 2, 4].map(bit => corner(bit)); // the ends of a, b and c
     this.extent = Math.max(2, ...atoms.map(a => Math.hypot(...a.at) + a.radius), ...this.edges.map(e => 1.06 * Math.hypot(...e[0])));

@@ -1,0 +1,317 @@
+"""The report in a real browser: drawn, quiet, closed to the network, usable by mouse, keyboard and thumb.
+
+With CRYSTALFORGE_SCREENSHOTS set to a folder, pictures of what the browser saw are left there. With
+CRYSTALFORGE_REPORT set to a report, that one is photographed too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crystalforge.crystal import Crystal
+from crystalforge.crystal.convert import tokenize_many
+from crystalforge.evaluation.config import EvaluateConfig
+from crystalforge.evaluation.metrics import evaluate_samples
+from crystalforge.evaluation.reference import Reference
+from crystalforge.evaluation.report import write_report
+from crystalforge.evaluation.samples import SampleSet
+from crystalforge.evaluation.summary import summarise
+from crystalforge.rewards.protocol import RewardVersion, Scores, Status
+
+pytestmark = pytest.mark.browser
+
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+FLAGS = [
+    "--no-sandbox",  # tests may run as root, where Chromium's sandbox cannot
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+]
+# Pixels of a canvas; how many different colours it has (an empty one has one).
+PIXELS = """
+  const copy = document.createElement('canvas');  // reading the canvas itself would change how Chromium draws on it
+  [copy.width, copy.height] = [canvas.width, canvas.height];
+  const pen = copy.getContext('2d', { willReadFrequently: true });
+  pen.drawImage(canvas, 0, 0);
+  const data = pen.getImageData(0, 0, copy.width, copy.height).data;
+"""
+COLOURS = f"""canvas => {{{PIXELS}
+  const seen = new Set();
+  for (let k = 0; k < data.length; k += 4) seen.add(data[k] << 16 | data[k + 1] << 8 | data[k + 2]);
+  return seen.size;
+}}"""
+# Share of pixels that clearly differ from those of the first call on the page.
+CHANGE = f"""canvas => {{{PIXELS}
+  window.first ||= data;
+  let changed = 0;
+  for (let k = 0; k < data.length; k += 4)
+    changed += [0, 1, 2].some(c => Math.abs(data[k + c] - window.first[k + c]) > 60);
+  return changed / (data.length / 4);
+}}"""
+
+
+class RandomReward:
+    """Energies that depend on the crystal alone; nothing here is about their values."""
+
+    version = RewardVersion("random", "0" * 12)
+
+    def score(self, crystals):
+        energy = np.array(
+            [
+                np.nan if c is None else np.random.default_rng(int(1e4 * c.volume)).gamma(1.0, 0.15) - 0.03
+                for c in crystals
+            ]
+        )
+        status = np.where(np.isnan(energy), int(Status.NOT_BUILT), int(Status.OK)).astype(np.int32)
+        return Scores(np.where(np.isnan(energy), -2.0, -np.nan_to_num(energy)), status, {"e_above_hull": energy})
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    """A report on real crystals posing as samples."""
+    import pyarrow.parquet as pq
+
+    folder = tmp_path_factory.mktemp("report")
+    table = pq.read_table(str(files("crystalforge.data") / "prototypes.parquet"))
+    chosen = table.take(np.random.default_rng(0).permutation(len(table))[:120]).to_pylist()
+    crystals = [Crystal.of(row["lattice"], row["atomic_numbers"], row["frac_coords"]) for row in chosen]
+    found = tokenize_many(crystals)
+    tokens, ids = found.tokens, [chosen[k]["id"] for k in found.index]
+    reference = Reference.from_tokens(tokens[:40], ids[:40])
+    half = np.full(60, -30.0)
+    sources = [
+        SampleSet.from_tokens("base", tokens[:60], log_prob=half, log_prob_base=half),
+        SampleSet.from_tokens("fine-tuned", tokens[30:90], log_prob=half, log_prob_base=half - 2),
+    ]
+    judged = evaluate_samples(sources, RandomReward(), reference, EvaluateConfig(), out=folder, quiet=True)
+    histories = {
+        "pretrain": [{"step": k, "train/nll": 40 + 50 / (1 + k), "val/nll": 42 + 50 / (1 + k)} for k in range(20)],
+        "finetune": [
+            {"step": k, "reward/mean": -1 / (1 + k / 9), "reward/q10": -2.0, "reward/q90": 0.0, "kl/base": k / 20}
+            for k in range(40)
+        ],
+    }
+    metadata = {"title": "Crystals under test", "run": {"id": "browser"}, "config": {"seed": 0}}
+    write_report(folder / "report.html", judged, summarise(judged), histories, metadata)
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator:
+    """Debian's Chromium, headless."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail("no Chromium on this machine; install Debian's package `chromium` (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium, report):
+    """Opens the report in a window of a given size; afterwards nothing may have been complained about or requested."""
+    complaints: list[str] = []
+    contexts = []
+
+    def on_request(request):
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            complaints.append(f"requested {request.url}")
+
+    def go(viewport, **settings):
+        context = chromium.new_context(viewport=viewport, accept_downloads=True, offline=True, **settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", on_request)
+        page.goto(report.as_uri())
+        page.wait_for_selector(".candidates tbody tr")
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def photograph(page, name: str, **settings) -> None:
+    folder = os.environ.get("CRYSTALFORGE_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=str(Path(folder) / name), **settings)
+
+
+def test_figures_and_crystals_are_drawn(visit):
+    page = visit(DESKTOP)
+    places = page.query_selector_all(".figure")
+    assert len(places) >= 7
+    for place in places:
+        svg = place.query_selector("svg.main-svg")
+        assert svg is not None, place.get_attribute("id")
+        box = svg.bounding_box()
+        assert box is not None
+        assert box["width"] > 200
+        assert box["height"] > 150
+        assert place.query_selector_all(".trace, .hm image, .barlayer path, .scatterlayer path"), place.get_attribute(
+            "id"
+        )
+    canvases = page.query_selector_all(".gallery canvas")
+    assert 3 <= len(canvases) <= 12
+    assert all(canvas.evaluate(COLOURS) > 50 for canvas in canvases)
+    photograph(page, "report-desktop.png")
+
+
+def test_view_turns_with_mouse_and_keyboard(visit):
+    page = visit(DESKTOP)
+    canvas = page.query_selector(".gallery canvas")
+    canvas.scroll_into_view_if_needed()
+    assert canvas.evaluate(CHANGE) == 0
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 80, box["y"] + 80)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 150, box["y"] + 110, steps=4)
+    page.mouse.up()
+    assert canvas.evaluate(CHANGE) > 0.05
+    canvas.focus()
+    page.keyboard.press("0")
+    assert canvas.evaluate(CHANGE) < 0.01
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    assert canvas.evaluate(CHANGE) > 0.05
+    page.keyboard.press("0")
+    page.keyboard.press("+")
+    assert canvas.evaluate(CHANGE) > 0.05
+    assert "Arrow keys" in canvas.get_attribute("aria-label")
+
+
+def test_details_open_by_keyboard_and_close_again(visit):
+    page = visit(DESKTOP)
+    page.focus(".card button")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("dialog[open] canvas")
+    assert page.query_selector("dialog canvas").evaluate(COLOURS) > 50
+    text = page.inner_text("dialog")
+    assert "Space group" in text
+    assert "Nearest known" in text
+    photograph(page, "report-details.png")
+    page.keyboard.press("Escape")
+    assert not page.query_selector("dialog[open]")
+
+
+def test_cif_download_is_the_crystal(visit):
+    from pymatgen.core import Structure
+
+    page = visit(DESKTOP)
+    row = page.query_selector(".candidates tbody tr")
+    formula = row.query_selector("th").inner_text().replace("\n", "")
+    with page.expect_download() as download:
+        row.query_selector("button >> text=CIF").click()
+    assert download.value.suggested_filename.endswith(".cif")
+    structure = Structure.from_str(Path(download.value.path()).read_text(), fmt="cif")
+    assert structure.composition.reduced_formula == formula
+    with page.expect_download() as download:
+        page.click("#all-csv")
+    lines = Path(download.value.path()).read_text().splitlines()
+    assert len(lines) - 1 == int(page.inner_text("#count").split()[0])
+
+
+def test_candidates_sort_filter_and_search(visit):
+    page = visit(DESKTOP)
+
+    def column(number: int) -> list[str]:
+        cells = page.query_selector_all(f".candidates tbody tr > :nth-child({number})")
+        return [cell.inner_text() for cell in cells]
+
+    def energies() -> list[float]:
+        return [float(text.replace("\u2212", "-")) for text in column(3)]
+
+    head = page.query_selector(".candidates thead th:nth-child(3)")
+    head.query_selector("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert energies() == sorted(energies())
+    head.query_selector("button").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    assert energies() == sorted(energies(), reverse=True)
+
+    everything = int(page.inner_text("#count").split()[0])
+    page.fill("#filters input[name=search]", "O")
+    assert 0 < int(page.inner_text("#count").split()[0]) < everything
+    oxides = page.evaluate("JSON.parse(document.getElementById('report-data').textContent).candidates"
+                           ".filter(c => c.numbers.includes(8)).length")  # fmt: skip
+    assert int(page.inner_text("#count").split()[0]) == oxides
+    page.fill("#filters input[name=search]", "nothing is called this")
+    assert page.query_selector_all(".candidates tbody tr") == []
+    page.fill("#filters input[name=search]", "")
+    page.fill("#filters input[name=most]", "0.05")
+    assert all(energy <= 0.05 for energy in energies())
+    page.fill("#filters input[name=most]", "")
+    page.check("#filters input[name=sun]")
+    assert all("S.U.N." in text for text in column(6))
+    page.uncheck("#filters input[name=sun]")
+    page.select_option("#filters select[name=model]", "base")
+    assert set(column(8)) == {"base"}
+
+
+def test_phone_has_no_sideways_scrolling(visit):
+    page = visit(PHONE, device_scale_factor=2, has_touch=True, is_mobile=True)
+    wide = page.evaluate(
+        "[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1"
+        " && !e.closest('.skip, thead')).map(e => e.tagName + '.' + e.className)"
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], wide
+    assert all(canvas.evaluate(COLOURS) > 50 for canvas in page.query_selector_all(".gallery canvas"))
+    page.tap(".card button")
+    page.wait_for_selector("dialog[open] canvas")
+    box = page.query_selector("dialog").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= PHONE["width"]
+    page.tap("dialog .close")
+    photograph(page, "report-phone.png")
+
+
+def test_controls_have_names_and_text_has_contrast(visit):
+    page = visit(DESKTOP)
+    nameless = page.evaluate(
+        "[...document.querySelectorAll('button, input, select, canvas, a')].filter(e => !(e.getAttribute('aria-label')"
+        " || e.innerText.trim() || (e.labels && e.labels.length && e.labels[0].innerText.trim())"
+        " || e.closest('.modebar'))).map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert nameless == []
+    colours = page.evaluate(
+        "['h1', '.lede', 'section > p', '.headline small', 'nav a', '.badge', 'footer p'].map(q => {"
+        " const e = document.querySelector(q); return [q, getComputedStyle(e).color]; })"
+    )
+    for name, colour in colours:
+        assert contrast(colour) >= 4.5, f"{name}: {contrast(colour):.1f}"
+
+
+def contrast(colour: str) -> float:
+    """WCAG 2 contrast of an `rgb(r, g, b)` colour on white."""
+    channels = [int(part) / 255 for part in colour[4:-1].split(",")[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return 1.05 / (luminance + 0.05)
+
+
+@pytest.mark.skipif("CRYSTALFORGE_REPORT" not in os.environ, reason="CRYSTALFORGE_REPORT names no report to photograph")
+def test_photographs_of_a_given_report(chromium):
+    uri = Path(os.environ["CRYSTALFORGE_REPORT"]).resolve().as_uri()
+    for name, viewport in (("desktop", DESKTOP), ("phone", PHONE)):
+        page = chromium.new_page(viewport=viewport)
+        page.goto(uri)
+        page.wait_for_selector(".candidates tbody tr")
+        page.wait_for_timeout(500)  # for plotly's fonts and resize handlers to settle
+        photograph(page, f"report-{name}.png")
+        photograph(page, f"report-{name}-full.png", full_page=True)
+        page.close()

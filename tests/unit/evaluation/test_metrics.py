@@ -1,0 +1,219 @@
+"""An evaluation from end to end on crystals whose every figure can be said beforehand; resuming; failures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from crystalforge.common.errors import InputError
+from crystalforge.crystal import Crystal
+from crystalforge.evaluation.config import EvaluateConfig
+from crystalforge.evaluation.metrics import CHUNKS, TABLE, evaluate_samples, read_table
+from crystalforge.evaluation.reference import Reference
+from crystalforge.evaluation.samples import SampleSet
+from crystalforge.evaluation.scoring import crystals_of
+from crystalforge.evaluation.summary import across_seeds, compare, measure, per_spacegroup, summarise
+from crystalforge.rewards.protocol import RewardUnavailable
+
+SALT = [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
+
+
+def salt(a: int, b: int, size: float = 5.6) -> Crystal:
+    return Crystal.of(size * np.array(SALT), [a, b], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+def chloride(a: int, b: int) -> Crystal:
+    """The CsCl arrangement: another structure of the same formula."""
+    return Crystal.of(3.5 * np.eye(3), [a, b], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+# The rule's E_hull is (sum of Z mod 20)/100: NaCl 28 -> 0.08 stable; KBr 54 -> 0.14; MgO 20 -> 0.00 stable;
+# CaO 28 -> 0.08 stable; LiH 4 -> 0.04 stable.
+SAMPLES = [
+    salt(11, 17),  # stable, known
+    salt(11, 17, 5.9),  # the same again: neither unique nor novel
+    chloride(11, 17),  # stable, new: a polymorph
+    salt(19, 35),  # not stable, new
+    salt(12, 8),  # stable, new
+    salt(12, 8, 4.1),  # again
+    None,  # could not be built
+    Crystal.of(5.6 * np.array(SALT), [11, 17], [[0, 0, 0], [0.01, 0, 0]]),  # atoms on top of each other
+]
+
+
+@pytest.fixture
+def reference() -> Reference:
+    return Reference.from_crystals([salt(11, 17), salt(20, 8)], ["known-1", "known-2"])
+
+
+def run(out, reward, reference, samples=None, **settings):
+    config = EvaluateConfig(**{"chunk": 3, **settings})
+    sources = samples or [SampleSet.of("mine", SAMPLES)]
+    return evaluate_samples(sources, reward, reference, config, out=out, quiet=True)
+
+
+def same(first, second) -> bool:
+    """Equal to the last bit, NaN being equal to NaN."""
+    return (
+        first.schema.equals(second.schema)
+        and first.schema.metadata == second.schema.metadata
+        and str(first.to_pylist()) == str(second.to_pylist())
+    )
+
+
+def test_every_column_of_a_small_evaluation(tmp_path, make_reward, reference):
+    table = run(tmp_path, make_reward(), reference)
+    rows = table.to_pylist()
+    assert [row["group"] for row in rows] == [0, 0, 2, 3, 4, 4, -1, -1]
+    assert [row["unique"] for row in rows] == [True, False, True, True, True, False, False, False]
+    assert [row["novel"] for row in rows] == [False, False, True, True, True, True, False, False]
+    assert [row["stable"] for row in rows] == [True, True, True, False, True, True, False, True]
+    assert [row["sun"] for row in rows] == [False, False, True, False, True, False, False, False]
+    assert [row["valid"] for row in rows] == [True, True, True, True, True, True, False, False]
+    assert [row["built"] for row in rows] == [True] * 6 + [False, True]
+    assert [row["nearest_kind"] for row in rows[:5]] == ["match", "match", "polymorph", "similar", "similar"]
+    assert rows[0]["nearest_id"] == "known-1"
+    assert rows[4]["nearest_formula"] == "CaO"
+    assert rows[0]["nearest_distance"] == pytest.approx(0, abs=1e-6)
+    assert rows[0]["formula"] == "NaCl"
+    assert rows[6]["reward"] == -5.0
+    back = crystals_of(table)
+    assert back[6] is None
+    assert np.array_equal(back[2].lattice, SAMPLES[2].lattice)
+
+
+def test_rates_count_the_failures(tmp_path, make_reward, reference):
+    found = measure(run(tmp_path, make_reward(), reference))
+    values = {name: estimate.value for name, estimate in found.items()}
+    assert values["stable_rate"] == 6 / 8
+    assert values["unique_rate"] == 4 / 8
+    assert values["novel_rate"] == 4 / 8
+    assert values["sun_rate"] == 2 / 8
+    assert values["valid_rate"] == 6 / 8
+    assert values["scored_rate"] == 7 / 8
+    assert values["mean_e_above_hull"] == pytest.approx(np.mean([0.08, 0.08, 0.08, 0.14, 0, 0, 0.08]))
+    assert np.isnan(values["kl_to_base"])
+
+
+def test_several_protocols_judge_the_same_samples(tmp_path, make_reward, reference):
+    table = run(tmp_path, make_reward(), reference, protocols=("crystalformer-rl", "cdvae", "mattergen"))
+    assert {"unique", "unique:cdvae", "novel:mattergen", "stable"} <= set(table.column_names)
+    assert "stable:cdvae" not in table.column_names, "this protocol has no thermodynamics"
+    assert "stable:mattergen" not in table.column_names, "nothing was relaxed"
+    for name in ("crystalformer-rl", "cdvae", "mattergen"):
+        assert summarise(table, protocol=name)["protocol"]["name"] == name
+    assert "sun_rate" not in summarise(table, protocol="cdvae")["models"]["mine"]["metrics"]
+
+
+def test_models_and_seeds_do_not_see_each_others_duplicates(tmp_path, make_reward, reference):
+    sources = [
+        SampleSet.of("base", SAMPLES[:4], seed=0),
+        SampleSet.of("base", SAMPLES[:4], seed=1),
+        SampleSet.of("tuned", SAMPLES[2:6], seed=0, log_prob=np.full(4, -3.0), log_prob_base=np.full(4, -5.0)),
+    ]
+    table = run(tmp_path, make_reward(), reference, sources)
+    summary = summarise(table)
+    base, tuned = summary["models"]["base"], summary["models"]["tuned"]
+    assert base["seeds"] == [0, 1]
+    assert base["metrics"]["unique_rate"]["value"] == tuned["metrics"]["unique_rate"]["value"] == 3 / 4
+    assert base["per_seed"]["0"] == base["per_seed"]["1"]
+    assert tuned["metrics"]["kl_to_base"]["value"] == 2.0
+    assert tuned["status"] == {"ok": 4}
+    assert summary["baseline"] == "base"
+    assert summary["comparison"]["tuned"]["novel_rate"]["value"] == pytest.approx(1.0 - 0.5)
+    merged = across_seeds([summary, summary])
+    assert merged["comparison"]["tuned"]["novel_rate"] == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 2}
+
+
+def test_a_better_model_is_told_from_chance(tmp_path, make_reward, reference):
+    rng = np.random.default_rng(0)
+    bad = [salt(19, 35, 6 + s) for s in rng.normal(0, 0.05, 60)]
+    good = [salt(12, 8, 4.2 + s) if k % 3 else salt(19, 35) for k, s in enumerate(rng.normal(0, 0.05, 60))]
+    table = run(tmp_path, make_reward(), reference, [SampleSet.of("base", bad), SampleSet.of("tuned", good)])
+    from crystalforge.evaluation.report.figures import models
+
+    parts = models(table)
+    found = compare(parts["base"], parts["tuned"])
+    assert found["mean_reward"].value == pytest.approx(0.14 * 40 / 60)
+    assert found["mean_reward"].low > 0
+    assert found["stable_rate"].low > 0
+    assert not found["valid_rate"].excludes(0.0)
+
+
+def test_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, make_reward, reference):
+    expected = run(tmp_path / "whole", make_reward(), reference)
+    with pytest.raises(RewardUnavailable):
+        run(tmp_path / "broken", make_reward(fail_at=7), reference)
+    assert len(list((tmp_path / "broken" / CHUNKS).rglob("*.parquet"))) == 2
+    assert not (tmp_path / "broken" / TABLE).exists()
+    again = make_reward()
+    found = run(tmp_path / "broken", again, reference)
+    assert again.scored == 2, "six samples had been scored before"
+    assert same(found, expected)
+    assert same(read_table(tmp_path / "broken" / TABLE), expected)
+
+
+def test_other_inputs_do_not_reuse_chunks(tmp_path, make_reward, reference):
+    run(tmp_path, make_reward(), reference)
+    other = make_reward("another")
+    run(tmp_path, other, reference)
+    assert other.scored == len(SAMPLES)
+    third = make_reward()
+    run(tmp_path, third, reference, [SampleSet.of("mine", SAMPLES[::-1])])
+    assert third.scored == len(SAMPLES)
+
+
+def test_damaged_chunk_is_scored_again(tmp_path, make_reward, reference, capsys):
+    expected = run(tmp_path, make_reward(), reference)
+    sorted((tmp_path / CHUNKS).rglob("*.parquet"))[1].write_bytes(b"PAR1 cut off")
+    again = make_reward()
+    assert same(run(tmp_path, again, reference), expected)
+    assert again.scored == 3
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_held_out_potential_has_its_own_columns(tmp_path, make_reward, reference):
+    table = evaluate_samples(
+        [SampleSet.of("mine", SAMPLES)], make_reward(), reference, EvaluateConfig(), out=tmp_path,
+        held_out=make_reward("other"), lineage={"mine": {"run_id": "r1", "model_hash": "m1", "data_hash": "d1"}},
+        quiet=True,
+    )  # fmt: skip
+    row = table.to_pylist()[0]
+    assert row["held_out_e_above_hull"] == row["e_above_hull"] == 0.08
+    assert (row["run_id"], row["model_hash"], row["data_hash"]) == ("r1", "m1", "d1")
+    assert row["reward_version"] == "rule@rule-digest"
+    assert "mean_held_out_e_above_hull" in measure(table)
+
+
+def test_processes_change_nothing(tmp_path, make_reward, reference):
+    one = run(tmp_path / "one", make_reward(), reference)
+    two = run(tmp_path / "two", make_reward(), reference, processes=2)
+    assert same(two, one)
+
+
+def test_empty_reference_and_no_lookup(tmp_path, make_reward):
+    nothing = Reference.from_crystals([], [])
+    table = run(tmp_path / "a", make_reward(), nothing)
+    assert table.column("novel").to_pylist()[:6] == [True] * 6
+    assert table.column("nearest_id").to_pylist() == [None] * len(SAMPLES)
+    assert "nearest_id" not in run(tmp_path / "b", make_reward(), nothing, nearest=False).column_names
+
+
+def test_figures_by_space_group_add_up(tmp_path, make_reward, reference):
+    table = run(tmp_path, make_reward(), reference)
+    by_group = per_spacegroup(table)
+    assert sum(found["mean_reward"]["n"] for found in by_group.values()) == len(SAMPLES)
+
+
+def test_wrong_files_and_settings_are_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pydantic import ValidationError
+
+    with pytest.raises(InputError, match=r"nothing\.parquet"):
+        read_table(tmp_path / "nothing.parquet")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(InputError, match="not written by an evaluation"):
+        read_table(tmp_path / "other.parquet")
+    with pytest.raises(ValidationError, match="crystalformer-rl"):
+        EvaluateConfig(protocols=("crystalformer",))

@@ -1,0 +1,96 @@
+"""Validity against the packages whose definitions it follows."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+
+from crystalforge.crystal import Crystal
+from crystalforge.evaluation.validity import composition_valid, min_distance, reduced_composition, structure_valid
+
+
+def of_elements(*symbols: str) -> Crystal:
+    from pymatgen.core import Element
+
+    numbers = [Element(symbol).Z for symbol in symbols]
+    return Crystal.of(9 * np.eye(3), numbers, np.linspace(0, 0.9, len(symbols))[:, None] * np.ones(3))
+
+
+def test_shortest_distance_equals_pymatgens_matrix(prototypes):
+    for crystal in prototypes[::3]:
+        if len(crystal) > 1:
+            matrix = crystal.to_structure().distance_matrix
+            np.fill_diagonal(matrix, np.inf)
+            assert min_distance(crystal) == pytest.approx(matrix.min(), abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("lattice", "frac", "valid"),
+    [
+        (3 * np.eye(3), [[0, 0, 0], [0.5, 0.5, 0.5]], True),
+        (3 * np.eye(3), [[0, 0, 0], [0.16, 0, 0]], False),  # 0.48 Å
+        (3 * np.eye(3), [[0.01, 0, 0], [0.98, 0, 0]], False),  # close only across the cell's face
+        (np.diag([9.0, 9.0, 1e-3]), [[0, 0, 0], [0.5, 0.5, 0]], False),  # 0.08 Å^3
+        (np.full((3, 3), np.nan), [[0, 0, 0], [0.5, 0.5, 0.5]], False),
+        (np.zeros((3, 3)), [[0, 0, 0], [0.5, 0.5, 0.5]], False),
+    ],
+)
+def test_structure_rule(lattice, frac, valid):
+    assert structure_valid(Crystal.of(lattice, [11, 17], frac))[0] is valid
+
+
+def test_what_could_not_be_built_is_invalid():
+    assert structure_valid(None)[0] is False
+    assert composition_valid(None) is False
+
+
+@pytest.mark.parametrize(
+    ("symbols", "valid"),
+    [
+        (("Na", "Cl"), True),
+        (("Na", "Cl", "Cl"), False),
+        (("Sr", "Ti", "O", "O", "O"), True),
+        (("He",), True),  # one element
+        (("Cu", "Zn", "Al"), True),  # alloy
+        (("Ar", "O"), False),  # argon has no oxidation state
+        (("O", "F", "F"), True),
+        (("Og", "O"), False),
+    ],
+)
+def test_composition_rule(symbols, valid):
+    assert composition_valid(of_elements(*symbols)) is valid
+
+
+def test_composition_equals_smact_on_many_compositions():
+    """Against smact's own screening with the same oxidation states. It rejects unknown electronegativities, which
+    CDVAE passes; the elements here all have one."""
+    from smact.screening import smact_validity
+
+    symbols = ["Li", "Na", "Mg", "Ti", "Fe", "Ga", "Sb", "N", "O", "S", "Cl", "I"]
+    seen = set()
+    for pair in itertools.combinations(symbols, 2):
+        for counts in itertools.product((1, 2, 3), repeat=2):
+            crystal = of_elements(*(s for s, n in zip(pair, counts, strict=True) for _ in range(n)))
+            expected = _smact(smact_validity, crystal)
+            assert composition_valid(crystal) is expected, crystal.formula
+            seen.add(expected)
+    for triple in itertools.combinations(symbols, 3):
+        crystal = of_elements(*triple, triple[2])
+        assert composition_valid(crystal) is _smact(smact_validity, crystal), crystal.formula
+    assert seen == {True, False}
+
+
+def _smact(validity, crystal: Crystal) -> bool:
+    from pymatgen.core import Composition, Element
+
+    composition = Composition({Element.from_Z(z): n for z, n in reduced_composition(crystal)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return bool(validity(composition, oxidation_states_set="smact14"))
+
+
+def test_reduced_composition_divides_by_the_common_divisor():
+    assert reduced_composition(of_elements("O", "Ti", "O", "O", "Ti", "O")) == ((8, 2), (22, 1))
