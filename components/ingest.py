@@ -8,8 +8,8 @@ from components.image import TRAIN_IMAGE
 @dsl.component(base_image=TRAIN_IMAGE, packages_to_install=[], install_kfp_package=False)
 def ingest(
     workspace: str,
-    data_config: dict,
-    tracking_config: dict,
+    data_config: str,
+    tracking_config: str,
     data_version: str,
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],

@@ -9,9 +9,9 @@ from components.image import TRAIN_IMAGE
 def pretrain(
     workspace: str,
     seed: int,
-    model_config: dict,
-    pretrain_config: dict,
-    tracking_config: dict,
+    model_config: str,
+    pretrain_config: str,
+    tracking_config: str,
     dataset: dsl.Input[dsl.Dataset],
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],

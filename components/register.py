@@ -8,8 +8,8 @@ from components.image import TRAIN_IMAGE
 @dsl.component(base_image=TRAIN_IMAGE, packages_to_install=[], install_kfp_package=False)
 def register(
     workspace: str,
-    register_config: dict,
-    tracking_config: dict,
+    register_config: str,
+    tracking_config: str,
     base: dsl.Input[dsl.Model],
     tuned: dsl.Input[dsl.Model],
     evaluation: dsl.Input[dsl.Artifact],

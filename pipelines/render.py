@@ -1,6 +1,6 @@
 """Write every pipeline as the workflow engine's IR, and every overlay as plain manifests: `make render`.
 
-    python -m pipelines.render build
+python -m pipelines.render build
 """
 
 from __future__ import annotations

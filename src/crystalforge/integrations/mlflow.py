@@ -222,10 +222,14 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _quieten() -> None:
-    """MLflow tells of database migrations and of defaults at length; runs have their own output."""
-    import logging
+    """MLflow tells of migrations, downloads and defaults at length; runs have their own output."""
+    import warnings
 
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    for logger in ("mlflow", "alembic"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    for variable, value in {
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+    }.items():
+        os.environ.setdefault(variable, value)
+    warnings.filterwarnings("ignore", module="mlflow")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,13 +20,13 @@ def execute(
     stage: str,
     workspace: str,
     *,
-    sections: Mapping[str, Any],
+    sections: Mapping[str, str | int],
     outputs: str,
     inputs: Mapping[str, str] | None = None,
     metadata: Sequence[dict[str, Any]] = (),
     files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Run `stage` in `workspace/<stage>` with a configuration of `sections` and copy what it made to `outputs`.
+    """Run `stage` in `workspace/<stage>` configured by `sections` (JSON texts) and copy what it made to `outputs`.
 
     inputs: directories that earlier steps handed over, by the stage's argument names. metadata: artifact metadata to
     fill with the stage's metrics. files: single files of the stage's directory to copy to further artifacts.
@@ -37,7 +38,9 @@ def execute(
     with reporting(Path(workspace)):
         from crystalforge.config import from_sections
 
-        config = from_sections(**sections)
+        config = from_sections(
+            **{name: json.loads(value) if isinstance(value, str) else value for name, value in sections.items()}
+        )
         out = Path(workspace) / stage
         function = getattr(import_module(f"crystalforge.stages.{stage}"), stage)
         record = function(config, **{name: Path(path) for name, path in (inputs or {}).items()}, out=out)
@@ -49,11 +52,7 @@ def execute(
             shutil.copyfile(out / name, target)
         for values in metadata:
             values.update(
-                {
-                    key: value
-                    for key, value in record["metrics"].items()
-                    if isinstance(value, (int, float, str))
-                }
+                {key: value for key, value in record["metrics"].items() if isinstance(value, (int, float, str))}
             )
             values["content"] = record["content"]
     return record

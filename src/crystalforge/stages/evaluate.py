@@ -119,7 +119,7 @@ def _metadata(
         },
         "run": {"seed": config.seed, "config hash": config.digest, **lineage["tuned"]},
         "models": {label: values["model_hash"] for label, values in lineage.items()},
-        "data": {"source": config.data.source, "hash": lineage["tuned"]["data_hash"], **store.manifest["counts"]},
+        "data": {"source": config.data.source.kind, "hash": lineage["tuned"]["data_hash"], **store.manifest["counts"]},
         "reward": {"name": judge.name, "digest": judge.digest, **{f"golden {k}": v for k, v in judge.golden.items()}},
         "config": config.sections(("model", "pretrain", "finetune", "evaluate")),
         "versions": {name: version(name) for name in ("crystalforge", "torch", "numpy", "pymatgen", "spglib")},

@@ -20,6 +20,6 @@ def ingest(config: Config, out: Path) -> dict[str, Any]:
 
             manifest = run(config.data, out)
             stage.finish(manifest["data_hash"], manifest["counts"])
-            stage.dataset(config.data.source, stage.outcome)
+            stage.dataset(config.data.source.kind, stage.outcome)
             stage.artifact(out / "manifest.json")
     return stage.outcome

@@ -16,18 +16,14 @@ def pretrain(config: Config, data: Path, out: Path) -> dict[str, Any]:
 
     Returns the stage's record; `content` is the hash of the weights.
     """
-    with Stage(
-        "pretrain", config, out, sections=("seed", "model", "pretrain"), inputs={"data": data}
-    ) as stage:
+    with Stage("pretrain", config, out, sections=("seed", "model", "pretrain"), inputs={"data": data}) as stage:
         if stage.finished is None:
             from crystalforge.data.store import TokenStore
             from crystalforge.model.checkpoint import load_model, weights_hash
             from crystalforge.training.pretrain import pretrain as run
 
             store = TokenStore.open(data / "store")
-            result = run(
-                config.model, config.pretrain, store, out, seed=config.seed, on_metrics=stage.on_metrics
-            )
+            result = run(config.model, config.pretrain, store, out, seed=config.seed, on_metrics=stage.on_metrics)
             stage.artifact(out / "metrics.jsonl")
             stage.finish(weights_hash(load_model(result.model_dir).model), result.metrics)
     return stage.outcome

@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ import yaml
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import atomic_file, write_json
 from crystalforge.stages.base import ERROR, PIPELINE_VARIABLE
+from crystalforge.stages.pipeline_output import StepOutput
 from crystalforge.stages.service import URL_VARIABLE, local_server
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def _execute(config: Config, place: Path) -> None:
         enable_caching=True,
     )
     try:
-        discovery(**arguments(config, str(place.resolve())))
+        with (place / "pipeline.log").open("a") as log, redirect_stdout(StepOutput(sys.stdout, log)):
+            discovery(**arguments(config, str(place.resolve())))
     except RuntimeError:
         note = place / ERROR
         if note.exists():

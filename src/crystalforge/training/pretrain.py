@@ -146,7 +146,7 @@ class Run:
         with self._progress(total) as progress:
             while not self._finished(total):
                 for rows in self._epoch():
-                    window.add(self._step(rows), len(rows))
+                    window.add(train_step(self.engine, self.store, rows, self.config, self.seed), len(rows))
                     self.cursor.batch += 1
                     self.cursor.samples += len(rows)
                     self._advance(progress, window.note())
@@ -212,20 +212,6 @@ class Run:
             or (self.config.max_seconds is not None and self.cursor.seconds >= self.config.max_seconds)
             or (self.config.patience is not None and self.cursor.stale >= self.config.patience)
         )
-
-    def _step(self, rows: Int64[np.ndarray, " b"]) -> dict[str, float]:
-        """One optimiser step on `rows`; gives the batch's means."""
-        engine = self.engine
-        torch.manual_seed(_seed(self.seed, engine.steps))  # dropout: the same whether or not the run was resumed
-        engine.model.train()
-        sums = torch.zeros(len(FACTORS))
-        for piece in pieces(self.store, rows, self.config.piece_tokens):
-            with engine.autocast():
-                scores = log_prob(engine.model, piece.to(_device(engine)), law=self.config.law)
-            engine.backward(-scores.total.sum() / len(rows))
-            sums += _sums(scores.factors())
-        norm = engine.step()
-        return _means(sums, len(rows), "train") | {"gradient_norm": norm}
 
     def _validate(self) -> None:
         """Loss of the validation split (where there is one) under the weights that would be handed over."""
@@ -297,6 +283,24 @@ class Run:
             self.cursor.seconds = seconds
         if not self.cursor.done:
             print(f"pretrain: continuing at step {step}", file=sys.stderr)
+
+
+def train_step(
+    engine: Engine, store: TokenStore, rows: Int64[np.ndarray, " b"], config: PretrainConfig, seed: int
+) -> dict[str, float]:
+    """One optimiser step on `rows`; gives the batch's mean loss, in all and per factor, and the gradient's norm.
+
+    The loss is the mean over the batch, however it is cut into pieces.
+    """
+    torch.manual_seed(_seed(seed, engine.steps))  # dropout: the same whether or not the run was resumed
+    engine.model.train()
+    sums = torch.zeros(len(FACTORS), dtype=torch.float64)
+    for piece in pieces(store, rows, config.piece_tokens):
+        with engine.autocast():
+            scores = log_prob(engine.model, piece.to(_device(engine)), law=config.law)
+        engine.backward(-scores.total.sum() / len(rows))
+        sums += _sums(scores.factors())
+    return _means(sums, len(rows), "train") | {"gradient_norm": engine.step()}
 
 
 class Window:
