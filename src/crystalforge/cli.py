@@ -55,9 +55,7 @@ def run(
     config: ConfigOption = None,
     set_: SetOption = None,
     directory: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start anew even when an unfinished run could go on.")
-    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew even when an unfinished run could go on.")] = False,
     end_with_parent: Annotated[bool, typer.Option("--end-with-parent", hidden=True)] = False,
 ) -> None:
     """The main job: all five stages, run here as one pipeline."""
@@ -72,9 +70,7 @@ def run(
 
 
 @app.command(rich_help_panel=STAGES, epilog=_example("crystalforge ingest -c params.yaml -o work/data"))
-def ingest(
-    out: OutOption, config: ConfigOption = None, set_: SetOption = None, replace: ReplaceOption = False
-) -> None:
+def ingest(out: OutOption, config: ConfigOption = None, set_: SetOption = None, replace: ReplaceOption = False) -> None:
     """Crystals from any source into one store of tokens; unusable ones are listed in rejects.jsonl."""
     _stage("ingest", config, set_, replace, out)
 
@@ -93,9 +89,7 @@ def pretrain(
 
 @app.command(
     rich_help_panel=STAGES,
-    epilog=_example(
-        "crystalforge finetune --data work/data --base work/base -o work/tuned --set finetune.steps=50"
-    ),
+    epilog=_example("crystalforge finetune --data work/data --base work/base -o work/tuned --set finetune.steps=50"),
 )
 def finetune(
     data: DataOption,
@@ -111,9 +105,7 @@ def finetune(
 
 @app.command(
     rich_help_panel=STAGES,
-    epilog=_example(
-        "crystalforge evaluate --data work/data --base work/base --tuned work/tuned -o work/evaluation"
-    ),
+    epilog=_example("crystalforge evaluate --data work/data --base work/base --tuned work/tuned -o work/evaluation"),
 )
 def evaluate(
     data: DataOption,
@@ -147,9 +139,7 @@ def register(
     _stage("register", config, set_, replace, out, base=base, tuned=tuned, evaluation=evaluation)
 
 
-def _stage(
-    name: str, config: Path | None, set_: list[str] | None, replace: bool, out: Path, **inputs: Path
-) -> None:
+def _stage(name: str, config: Path | None, set_: list[str] | None, replace: bool, out: Path, **inputs: Path) -> None:
     """Run one stage and print its record; `replace` drops outputs of another configuration first."""
     import json
     import shutil

@@ -28,19 +28,28 @@ class ServiceConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     mode: Literal["auto", "triton", "in-process"] = Field(
-        "auto", description="auto: a local Triton where its wheel has a build, else in process; triton: insist on it"
+        default="auto",
+        description="auto: a local Triton where its wheel has a build, else in process; triton: insist on it",
     )
-    url: str | None = Field(None, description="host:port of a Triton that already runs (gRPC); none: start one here")
-    model: str | None = Field(None, description="model's name in the server's repository; none: the reward's name")
-    instances: int = Field(2, ge=1, description="copies of the reward model in a server started here, one core each")
-    chunk_structures: int = Field(64, ge=1, description="crystals in one request; decides the last bits of a result")
-    deadline_s: float = Field(120.0, gt=0, description="for one request, queueing included")
-    patience_s: float = Field(60.0, ge=0, description="how long a server that is away is waited for")
-    tls: bool = Field(False, description="encrypt the connection; implied by a root certificate")
-    root_certificate: Path | None = Field(None, description="PEM of the authority that signed the server")
-    certificate: Path | None = Field(None, description="PEM with this client's certificate (mutual TLS)")
-    key: Path | None = Field(None, description="PEM with this client's key (mutual TLS)")
-    token_file: Path | None = Field(None, description="file with the secret that the server asks for")
+    url: str | None = Field(
+        default=None, description="host:port of a Triton that already runs (gRPC); none: start one here"
+    )
+    model: str | None = Field(
+        default=None, description="model's name in the server's repository; none: the reward's name"
+    )
+    instances: int = Field(
+        default=2, ge=1, description="copies of the reward model in a server started here, one core each"
+    )
+    chunk_structures: int = Field(
+        default=64, ge=1, description="crystals in one request; decides the last bits of a result"
+    )
+    deadline_s: float = Field(default=120.0, gt=0, description="for one request, queueing included")
+    patience_s: float = Field(default=60.0, ge=0, description="how long a server that is away is waited for")
+    tls: bool = Field(default=False, description="encrypt the connection; implied by a root certificate")
+    root_certificate: Path | None = Field(default=None, description="PEM of the authority that signed the server")
+    certificate: Path | None = Field(default=None, description="PEM with this client's certificate (mutual TLS)")
+    key: Path | None = Field(default=None, description="PEM with this client's key (mutual TLS)")
+    token_file: Path | None = Field(default=None, description="file with the secret that the server asks for")
 
 
 class TrackingConfig(BaseModel):
@@ -49,8 +58,8 @@ class TrackingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     enabled: bool = True
-    uri: str | None = Field(None, description="MLflow tracking URI; none: SQLite in `directory`")
-    directory: str = Field("runs", description="where the local database and its artifacts are")
+    uri: str | None = Field(default=None, description="MLflow tracking URI; none: SQLite in `directory`")
+    directory: str = Field(default="runs", description="where the local database and its artifacts are")
     experiment: str = "crystalforge"
 
 
@@ -59,8 +68,8 @@ class RegisterConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field("crystalforge-generator", description="registered model's name")
-    alias: str = Field("candidate", description="alias that the new version gets")
+    name: str = Field(default="crystalforge-generator", description="registered model's name")
+    alias: str = Field(default="candidate", description="alias that the new version gets")
 
 
 class Config(BaseModel):
@@ -68,7 +77,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int = Field(0, ge=0, lt=2**63, description="of everything random: data order, weights, samples")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of everything random: data order, weights, samples")
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     pretrain: PretrainConfig = Field(default_factory=PretrainConfig)

@@ -16,21 +16,25 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layers: int = Field(16, ge=1, description="transformer blocks")
-    heads: int = Field(16, ge=1, description="attention heads")
-    head_size: int = Field(64, ge=2, multiple_of=2, description="channels of one head")
-    width: int = Field(64, ge=4, description="channels of the residual stream")
-    embedding: int = Field(32, ge=1, description="channels of the space-group, Wyckoff and element embeddings")
-    widening: int = Field(4, ge=1, description="hidden channels of a block's MLP, as a multiple of width")
-    first_wyckoff_hidden: int = Field(256, ge=0, description="hidden channels of the first-letter head; 0: a table")
-    coord_frequencies: int = Field(5, ge=1, description="Fourier frequencies of a coordinate's encoding")
-    coord_components: int = Field(16, ge=1, description="von Mises components of a coordinate")
-    lattice_components: int = Field(4, ge=1, description="Gaussian components of the lattice")
-    max_sites: int = Field(MAX_SITES, ge=2, description="site slots; one stays empty, so a crystal has one site less")
-    atom_types: int = Field(ATOM_TYPES, ge=2, le=ATOM_TYPES)
-    wyckoff_types: int = Field(WYCKOFF_TYPES, ge=WYCKOFF_TYPES, le=WYCKOFF_TYPES)
-    dropout: float = Field(0.1, ge=0, lt=1, description="after attention and MLP, in training")
-    attention_dropout: float = Field(0.1, ge=0, lt=1, description="on attention weights, in training")
+    layers: int = Field(default=16, ge=1, description="transformer blocks")
+    heads: int = Field(default=16, ge=1, description="attention heads")
+    head_size: int = Field(default=64, ge=2, multiple_of=2, description="channels of one head")
+    width: int = Field(default=64, ge=4, description="channels of the residual stream")
+    embedding: int = Field(default=32, ge=1, description="channels of the space-group, Wyckoff and element embeddings")
+    widening: int = Field(default=4, ge=1, description="hidden channels of a block's MLP, as a multiple of width")
+    first_wyckoff_hidden: int = Field(
+        default=256, ge=0, description="hidden channels of the first-letter head; 0: a table"
+    )
+    coord_frequencies: int = Field(default=5, ge=1, description="Fourier frequencies of a coordinate's encoding")
+    coord_components: int = Field(default=16, ge=1, description="von Mises components of a coordinate")
+    lattice_components: int = Field(default=4, ge=1, description="Gaussian components of the lattice")
+    max_sites: int = Field(
+        default=MAX_SITES, ge=2, description="site slots; one stays empty, so a crystal has one site less"
+    )
+    atom_types: int = Field(default=ATOM_TYPES, ge=2, le=ATOM_TYPES)
+    wyckoff_types: int = Field(default=WYCKOFF_TYPES, ge=WYCKOFF_TYPES, le=WYCKOFF_TYPES)
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="after attention and MLP, in training")
+    attention_dropout: float = Field(default=0.1, ge=0, lt=1, description="on attention weights, in training")
 
     @property
     def output_size(self) -> int:
