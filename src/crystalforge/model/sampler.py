@@ -237,7 +237,8 @@ class _Sampler:
         letter, cell = wave.wyckoff[:, slot], wave.cell
         law = drawn_from = allowed_element(letter, logits.shape[-1])
         if self.masks is not None:
-            drawn_from = law & self.masks.elements(slot, wave.spacegroup, letter, cell, wave.element)
+            possible = self.masks.elements(slot, wave.spacegroup, letter, cell, wave.element)
+            drawn_from = law & possible[:, : law.shape[1]]
         temperature = self.first_element_temperature if slot == 0 else None
         element = self._draw_choice(wave, slot, 1, logits, law, drawn_from, temperature)
         wave.element[:, slot] = element
