@@ -290,17 +290,18 @@ def train_step(
 ) -> dict[str, float]:
     """One optimiser step on `rows`; gives the batch's mean loss, in all and per factor, and the gradient's norm.
 
-    The loss is the mean over the batch, however it is cut into pieces.
+    The loss is the mean over the batch, however it is cut into pieces and shared among ranks.
     """
-    torch.manual_seed(_seed(seed, engine.steps))  # dropout: the same whether or not the run was resumed
+    # Dropout: the same whether or not the run was resumed, another on each rank.
+    torch.manual_seed(_seed(seed, engine.steps, engine.rank))
     engine.model.train()
     sums = torch.zeros(len(FACTORS), dtype=torch.float64)
-    for piece in pieces(store, rows, config.piece_tokens):
+    for piece in pieces(store, rows[engine.rank :: engine.world_size], config.piece_tokens):
         with engine.autocast():
             scores = log_prob(engine.model, piece.to(_device(engine)), law=config.law)
         engine.backward(-scores.total.sum() / len(rows))
         sums += _sums(scores.factors())
-    return _means(sums, len(rows), "train") | {"gradient_norm": engine.step()}
+    return _means(engine.sum_over_ranks(sums), len(rows), "train") | {"gradient_norm": engine.step()}
 
 
 class Window:
@@ -333,7 +334,7 @@ class Window:
 def pieces(store: TokenStore, rows: Int64[np.ndarray, " b"], piece_tokens: int) -> Iterator[TokenBatch]:
     """The batch of `rows` in pieces of at most `piece_tokens` tokens each (one crystal at least), cut to length."""
     n_sites = np.asarray(store.column("n_sites")[rows])
-    slots = int(n_sites.max()) + 1
+    slots = int(n_sites.max(initial=0)) + 1
     size = max(1, piece_tokens // (TOKENS_PER_SITE * slots))
     for first in range(0, len(rows), size):
         part = rows[first : first + size]
@@ -391,9 +392,9 @@ def _device(engine: Engine) -> torch.device:
     return next(engine.model.parameters()).device
 
 
-def _seed(seed: int, step: int) -> int:
-    """An independent 63-bit seed for each (seed, step); step -1 is the initialisation."""
-    return int(np.random.SeedSequence((seed, step + 1)).generate_state(1, np.uint64)[0] >> 1)
+def _seed(seed: int, step: int, rank: int = 0) -> int:
+    """An independent 63-bit seed for each (seed, step, rank); step -1 is the initialisation."""
+    return int(np.random.SeedSequence((seed, step + 1, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _identity(model_config: ModelConfig, config: PretrainConfig, store: TokenStore, seed: int) -> str:

@@ -24,7 +24,8 @@ from crystalforge.model.config import ModelConfig
 from crystalforge.model.likelihood import log_prob
 from crystalforge.model.network import CrystalFormer
 from crystalforge.training.config import OptimizerConfig, PretrainConfig
-from crystalforge.training.pretrain import evaluate, pieces, pretrain
+from crystalforge.training.engine import TorchEngine
+from crystalforge.training.pretrain import evaluate, pieces, pretrain, train_step
 
 SMALL = ModelConfig(layers=1, heads=2, head_size=4, width=8, embedding=4, first_wyckoff_hidden=8)
 MakeStore = Callable[..., TokenStore]
@@ -209,6 +210,31 @@ def test_how_a_batch_is_cut_does_not_change_its_gradient(make_store: MakeStore, 
     assert gradients[0][0] == pytest.approx(gradients[1][0], abs=ROUNDING)
     for one, other in zip(gradients[0][1], gradients[1][1], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_ranks_share_a_batch_and_their_gradients_add_up(make_store: MakeStore) -> None:
+    """Without dropout the gradients of two ranks sum to that of one process."""
+
+    class Gathering(TorchEngine):
+        def step(self) -> float:  # keeps the gradient for the test
+            self.steps += 1
+            return 0.0
+
+    store = make_store(11)
+    gradients = []
+    for world in (1, 2):
+        total: list[torch.Tensor] = []
+        for rank in range(world):
+            torch.manual_seed(0)
+            quiet = SMALL.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})
+            engine = Gathering(CrystalFormer(quiet).double(), OptimizerConfig())
+            engine.rank, engine.world_size = rank, world
+            train_step(engine, store, store.split("train"), config(), seed=1)
+            parts = [p.grad for p in engine.parameters if p.grad is not None]
+            total = [a + b for a, b in zip(total, parts, strict=True)] if total else parts
+        gradients.append(total)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)  # coordinates come in float32
 
 
 def test_pieces_cover_the_batch_within_their_limit(make_store: MakeStore) -> None:
