@@ -109,13 +109,12 @@ def _metadata(
 
     tokens = store.tokens(store.split("train"))
     # A crystal counts once for each element in it, however often it occurs.
-    present = np.array([len(np.unique(row[row > 0])) for row in tokens.element]).sum()
     elements = np.bincount(np.concatenate([np.unique(row[row > 0]) for row in tokens.element]), minlength=119)
     return {
         "title": "Crystals before and after fine-tuning",
         "training": {
             "spacegroups": spacegroup_shares(tokens.spacegroup),
-            "elements": {int(z): 100 * float(n) / present for z, n in enumerate(elements) if n},
+            "elements": {int(z): 100 * float(n) / len(tokens) for z, n in enumerate(elements) if n},
         },
         "run": {"seed": config.seed, "config hash": config.digest, **lineage["tuned"]},
         "models": {label: values["model_hash"] for label, values in lineage.items()},
