@@ -135,8 +135,9 @@ def judge(
         stable = {}
         for protocol in group:
             stable |= {f"{kind}:{protocol.name}": mask for kind, mask in stability(table, protocol).items()}
-        verdicts = _match(crystals, compositions, scopes, stable, reference, settings, processes, quiet)
-        columns = _collect(verdicts, len(table), stable)
+        columns = match_all(
+            crystals, reference, settings, scopes=scopes, stable=stable, processes=processes, quiet=quiet
+        )
         for protocol in group:
             suffix = "" if protocol is protocols[0] else f":{protocol.name}"
             table = _write(table, columns, stable, protocol.name, suffix)
@@ -144,6 +145,24 @@ def judge(
             relatives = _nearest(table, compositions, columns, reference)
             table = _write_nearest(table, relatives, reference)
     return table
+
+
+def match_all(
+    crystals: Sequence[Crystal | None],
+    reference: Reference,
+    settings: MatcherSettings,
+    *,
+    scopes: Int64[np.ndarray, " n"] | None = None,
+    stable: Mapping[str, Bool[np.ndarray, " n"]] | None = None,
+    processes: int = 1,
+    quiet: bool = True,
+) -> Matches:
+    """Group the crystals (within each scope; by default there is one) and look every one of them up."""
+    compositions = [reduced_composition(crystal) if crystal is not None else None for crystal in crystals]
+    where = np.zeros(len(crystals), dtype=np.int64) if scopes is None else scopes
+    masks = stable or {}
+    verdicts = _match(crystals, compositions, where, masks, reference, settings, processes, quiet)
+    return _collect(verdicts, len(crystals), masks)
 
 
 def stability(table: pa.Table, protocol: Protocol) -> dict[str, Bool[np.ndarray, " n"]]:
@@ -226,8 +245,8 @@ def _match(
 
 
 @dataclass(frozen=True, eq=False)
-class _Columns:
-    """Verdicts in the order of the table's rows."""
+class Matches:
+    """Verdicts in the order of the samples; see `Verdict` for the meaning of each."""
 
     heads: Int64[np.ndarray, " n"]
     match: Int64[np.ndarray, " n"]
@@ -235,8 +254,8 @@ class _Columns:
     stable_heads: dict[str, Int64[np.ndarray, " n"]]
 
 
-def _collect(verdicts: Iterator[Verdict], rows: int, stable: Mapping[str, object]) -> _Columns:
-    columns = _Columns(
+def _collect(verdicts: Iterator[Verdict], rows: int, stable: Mapping[str, object]) -> Matches:
+    columns = Matches(
         np.full(rows, -1, np.int64),
         np.full(rows, -1, np.int64),
         np.full(rows, np.nan),
@@ -253,7 +272,7 @@ def _collect(verdicts: Iterator[Verdict], rows: int, stable: Mapping[str, object
 
 def _write(
     table: pa.Table,
-    columns: _Columns,
+    columns: Matches,
     stable: Mapping[str, Bool[np.ndarray, " n"]],
     protocol: str,
     suffix: str,
@@ -282,7 +301,7 @@ def _write(
 def _nearest(
     table: pa.Table,
     compositions: Sequence[tuple[tuple[int, int], ...] | None],
-    columns: _Columns,
+    columns: Matches,
     reference: Reference,
 ) -> list[Nearest | None]:
     """For each sample its nearest known crystal; None for samples that are no crystal and for empty references."""

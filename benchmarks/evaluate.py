@@ -1,0 +1,126 @@
+"""Where does the time of an evaluation go?   python benchmarks/evaluate.py [--samples N] [--reference N]
+
+Prints JSON: seconds of each part of judging N samples (default 1,000) on one core: drawing from a model of the
+quickstart's size, validity, the reward (CHGNet and the embedded hull; left out with --no-reward), matching, nearest
+known crystals, summary, report; peak memory. The model's weights are random, so its crystals are worse than a trained
+model's; the samples that are judged are therefore distorted copies of embedded crystals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from crystalforge.crystal import Crystal, Tokens
+from crystalforge.crystal.convert import tokenize_many
+from crystalforge.evaluation.judging import judge
+from crystalforge.evaluation.protocols import protocol
+from crystalforge.evaluation.reference import Reference
+from crystalforge.evaluation.report import write_report
+from crystalforge.evaluation.samples import SampleSet
+from crystalforge.evaluation.scoring import score
+from crystalforge.evaluation.summary import summarise
+from crystalforge.evaluation.validity import composition_valid, structure_valid
+from crystalforge.rewards.protocol import Reward, RewardVersion, Scores, Status
+
+
+class NoReward:
+    """A reward of zero for everything: leaves the time of the potential out."""
+
+    version = RewardVersion("none", "0" * 12)
+
+    def score(self, crystals: list[Crystal | None]) -> Scores:
+        status = np.array([Status.NOT_BUILT if c is None else Status.OK for c in crystals], dtype=np.int32)
+        return Scores(np.zeros(len(crystals)), status, {"e_above_hull": np.zeros(len(crystals))})
+
+
+def samples_of(tokens: Tokens, count: int, seed: int) -> Tokens:
+    """Embedded crystals with lattices changed by some 3 %, repeated as often as needed."""
+    rng = np.random.default_rng(seed)
+    chosen = tokens[rng.integers(len(tokens), size=count)]
+    lattice = chosen.lattice.copy()
+    lattice[:, :3] *= 1 + rng.normal(0, 0.03, (count, 1))
+    return Tokens(chosen.spacegroup, chosen.wyckoff, chosen.element, chosen.coords, lattice)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--reference", type=int, default=2000, help="embedded crystals that count as known")
+    parser.add_argument("--no-reward", action="store_true")
+    options = parser.parse_args()
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        seconds[name] = round(time.perf_counter() - began, 2)
+
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(str(files("crystalforge.data") / "prototypes.parquet"))
+    table = table.take(np.random.default_rng(0).permutation(len(table))[: options.reference])
+    crystals = [Crystal.of(row["lattice"], row["atomic_numbers"], row["frac_coords"]) for row in table.to_pylist()]
+    found = tokenize_many(crystals)
+    ids = [table.column("id")[int(k)].as_py() for k in found.index]
+    reference = Reference.from_tokens(found.tokens, ids)
+    draw_seconds(options.samples, timed)
+    tokens = samples_of(found.tokens, options.samples, 1)
+    with timed("build crystals"):
+        samples = SampleSet.from_tokens("samples", tokens)
+    with timed("validity"):
+        for crystal in samples.crystals:
+            structure_valid(crystal)
+            composition_valid(crystal)
+    reward: Reward = NoReward()
+    if not options.no_reward:
+        from crystalforge.rewards import build
+        from crystalforge.rewards.config import EHullReward
+
+        with timed("load reward"):
+            reward = build(EHullReward())
+    with timed("score (validity and reward)"):
+        scored = score(samples, reward, lineage={})
+    rules = [protocol("crystalformer-rl")]
+    with timed("match"):
+        judged = judge(scored, reference, rules, nearest=False, quiet=True)
+    with timed("match and nearest known"):
+        judged = judge(scored, reference, rules, quiet=True)
+    rules_json = {p.name: p.model_dump(mode="json") for p in rules}
+    judged = judged.replace_schema_metadata({"protocols": json.dumps(rules_json), "headline": rules[0].name})
+    with timed("summary"):
+        summary = summarise(judged)
+    with tempfile.TemporaryDirectory() as folder, timed("report"):
+        write_report(Path(folder) / "report.html", judged, summary, {}, {})
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(json.dumps({"samples": options.samples, "seconds": seconds, "peak_memory_mb": memory}, indent=2))
+
+
+def draw_seconds(count: int, timed) -> None:
+    """Time drawing `count` crystals from a small model with random weights."""
+    import torch
+
+    from crystalforge.model.config import ModelConfig
+    from crystalforge.model.network import CrystalFormer
+    from crystalforge.model.sampler import draw_spacegroups, sample
+
+    torch.manual_seed(0)
+    model = CrystalFormer(ModelConfig(layers=4, heads=4)).eval()
+    groups = draw_spacegroups(np.ones(230), count, seed=0)
+    with timed("draw"):
+        sample(model, groups, seed=0)
+
+
+if __name__ == "__main__":
+    main()

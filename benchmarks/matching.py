@@ -1,0 +1,155 @@
+"""How fast is uniqueness and novelty?   python benchmarks/matching.py [--parquet FILE] [--samples N] [--references N]
+
+Prints JSON. Samples are distorted copies of the source's crystals, a third of them with one element exchanged for its
+neighbour in the group, so that all of matching, new and repeated crystals occur. Timed: grouping the samples and
+looking each of them up among the references, on one core. Beside it the same by StructureMatcher.fit on every pair,
+from the mean over pairs drawn at random (all of them would take hours), and the answers of both on a subset where every
+pair is tried. `--scaling` repeats it for growing reference sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from importlib.resources import files
+
+import numpy as np
+
+from crystalforge.crystal import Crystal
+from crystalforge.evaluation.judging import match_all
+from crystalforge.evaluation.protocols import MatcherSettings
+from crystalforge.evaluation.reference import Reference
+from crystalforge.evaluation.validity import reduced_composition
+
+RANDOM_PAIRS = 3000  # timed for the extrapolation
+SUBSET = 120  # samples (and as many references of the same compositions) compared pair by pair
+
+
+def load(path: str | None) -> tuple[list[Crystal], list[str]]:
+    """Crystals of at most 20 atoms from a parquet file with the columns lattice, atomic_numbers, frac_coords."""
+    import pyarrow.parquet as pq
+
+    source = path or str(files("crystalforge.data") / "prototypes.parquet")
+    names = pq.read_schema(source).names
+    table = pq.read_table(source, columns=["lattice", "atomic_numbers", "frac_coords"])
+    columns = (table.column(name).to_pylist() for name in table.column_names)
+    crystals = [Crystal.of(*row) for row in zip(*columns, strict=True) if len(row[1]) <= 20]
+    identity = "material_id" if "material_id" in names else "id" if "id" in names else None
+    ids = [str(k) for k in range(len(crystals))]
+    if identity and len(table) == len(crystals):
+        ids = pq.read_table(source, columns=[identity]).column(0).to_pylist()
+    return crystals, ids
+
+
+def distorted(crystals: list[Crystal], count: int, seed: int) -> list[Crystal]:
+    """Copies with strain 2 %, displacements of about 0.05 Å and, in a third of them, another element."""
+    from pymatgen.core.periodic_table import Element
+
+    below = {}
+    for z in range(1, 87):
+        element = Element.from_Z(z)
+        below[z] = next(
+            (o for o in range(z + 1, 87) if Element.from_Z(o).group == element.group and o - z in (8, 18, 32)), z
+        )
+    rng = np.random.default_rng(seed)
+    found = []
+    for row in rng.integers(len(crystals), size=count):
+        crystal = crystals[row]
+        numbers = crystal.numbers.copy()
+        if rng.random() < 1 / 3:
+            chosen = int(rng.choice(np.unique(numbers)))
+            numbers[numbers == chosen] = below.get(chosen, chosen)
+        moves = rng.normal(0, 0.03, crystal.frac.shape) @ np.linalg.inv(crystal.lattice)
+        strain = np.eye(3) + rng.normal(0, 0.02, (3, 3))
+        found.append(Crystal.of(crystal.lattice @ strain, numbers, crystal.frac + moves))
+    return found
+
+
+def fast(samples: list[Crystal], references: list[Crystal], ids: list[str]) -> tuple[float, list[int], list[bool]]:
+    """Seconds, group heads and novelty of the samples."""
+    began = time.perf_counter()
+    reference = Reference.from_crystals(references, ids)
+    found = match_all(samples, reference, MatcherSettings())
+    return time.perf_counter() - began, found.heads.tolist(), ((found.match < 0) & (found.heads >= 0)).tolist()
+
+
+def seconds_per_pair(samples: list[Crystal], references: list[Crystal], seed: int) -> float:
+    """Mean time of StructureMatcher.fit over pairs drawn at random, as a pairwise pass would meet them."""
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    rng, matcher = np.random.default_rng(seed), StructureMatcher()
+    first = [samples[k].to_structure() for k in rng.integers(len(samples), size=RANDOM_PAIRS)]
+    second = [references[k].to_structure() for k in rng.integers(len(references), size=RANDOM_PAIRS)]
+    began = time.perf_counter()
+    for a, b in zip(first, second, strict=True):
+        matcher.fit(a, b)
+    return (time.perf_counter() - began) / RANDOM_PAIRS
+
+
+def brute(samples: list[Crystal], references: list[Crystal]) -> tuple[list[int], list[bool]]:
+    """Group heads and novelty from StructureMatcher.fit on every pair."""
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    matcher = StructureMatcher()
+    own, known = [c.to_structure() for c in samples], [c.to_structure() for c in references]
+    heads: list[int] = []
+    found = []
+    for k, structure in enumerate(own):
+        head = next((h for h in heads if matcher.fit(own[h], structure)), k)
+        if head == k:
+            heads.append(k)
+        found.append(head)
+    return found, [not any(matcher.fit(other, structure) for other in known) for structure in own]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parquet", help="crystals to draw from (default: the embedded prototypes)")
+    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--references", type=int, default=40_000)
+    parser.add_argument("--scaling", action="store_true", help="also with a quarter and half of the references")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    crystals, ids = load(options.parquet)
+    # A source smaller than asked for is repeated in distorted form: the work per pair stays that of real crystals.
+    references, names = crystals[: options.references], ids[: options.references]
+    if len(references) < options.references:
+        extra = distorted(crystals, options.references - len(references), options.seed + 1)
+        references, names = references + extra, names + [f"copy-{k}" for k in range(len(extra))]
+    samples = distorted(crystals, options.samples, options.seed)
+
+    seconds, heads, novel = fast(samples, references, names)
+    per_pair = seconds_per_pair(samples, references, options.seed)
+    n, kinds = len(samples), len(set(heads))
+    pairs = n * len(references) + n * kinds / 2
+    compositions = {reduced_composition(c) for c in samples[:SUBSET]}
+    related = [c for c in references if reduced_composition(c) in compositions][:SUBSET]
+    _, fast_heads, fast_novel = fast(samples[:SUBSET], related, [str(k) for k in range(len(related))])
+    brute_heads, brute_novel = brute(samples[:SUBSET], related)
+    result: dict[str, object] = {
+        "samples": n,
+        "references": len(references),
+        "seconds": round(seconds, 2),
+        "samples_per_second": round(n / seconds, 1),
+        "unique": round(kinds / n, 4),
+        "novel": round(float(np.mean(novel)), 4),
+        "pairwise_microseconds_per_pair": round(per_pair * 1e6, 1),
+        "pairwise_seconds_extrapolated": round(per_pair * pairs),
+        "speedup": round(per_pair * pairs / seconds, 1),
+        "equal_to_brute_force_on_subset": fast_heads == brute_heads and fast_novel == brute_novel,
+        "subset": [SUBSET, len(related)],
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    if options.scaling:
+        result["scaling"] = {
+            size: round(fast(samples, references[:size], names[:size])[0], 2)
+            for size in (len(references) // 4, len(references) // 2, len(references))
+        }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
