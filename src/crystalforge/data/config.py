@@ -42,14 +42,14 @@ class CifDirSource(_Files):
     """A directory of CIF files; each data block is a record."""
 
     kind: Literal["cif-dir"] = "cif-dir"
-    pattern: str = Field("**/*.cif", description="which files of the directory")
+    pattern: str = Field(default="**/*.cif", description="which files of the directory")
 
 
 class ParquetSource(_Files):
     """Parquet with lattice (9 floats), atomic_numbers, frac_coords (flattened); optional id, energies, split."""
 
     kind: Literal["parquet"] = "parquet"
-    split_column: str = Field("split", description="column with the given splits, where there is one")
+    split_column: str = Field(default="split", description="column with the given splits, where there is one")
 
 
 SourceConfig = Annotated[
@@ -65,12 +65,12 @@ class SplitConfig(_Section):
     """
 
     mode: Literal["auto", "given", "formula"] = Field(
-        "auto", description="given: the source's own; formula: new ones; auto: given where the source has them"
+        default="auto", description="given: the source's own; formula: new ones; auto: given where the source has them"
     )
-    train: float = Field(0.8, gt=0, le=1)
-    val: float = Field(0.1, ge=0, lt=1)
-    test: float = Field(0.1, ge=0, lt=1)
-    seed: int = Field(0, ge=0, description="changes the assignment by formula")
+    train: float = Field(default=0.8, gt=0, le=1)
+    val: float = Field(default=0.1, ge=0, lt=1)
+    test: float = Field(default=0.1, ge=0, lt=1)
+    seed: int = Field(default=0, ge=0, description="changes the assignment by formula")
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> SplitConfig:
@@ -88,14 +88,20 @@ class DataConfig(_Section):
     """
 
     source: SourceConfig = Field(default_factory=PrototypesSource)
-    symprec: float = Field(0.01, gt=0, description="symmetry tolerance of the tokeniser in Å")
-    max_sites: int = Field(20, ge=1, le=20, description="symmetry-inequivalent sites at most; others are rejected")
-    max_atoms: int | None = Field(None, ge=1, description="atoms of the primitive cell at most; others are rejected")
-    max_atomic_number: int = Field(118, ge=1, le=118, description="crystals with heavier elements are rejected")
-    max_e_above_hull: float | None = Field(
-        None, description="eV/atom; records that state a larger energy above the hull are rejected"
+    symprec: float = Field(default=0.01, gt=0, description="symmetry tolerance of the tokeniser in Å")
+    max_sites: int = Field(
+        default=20, ge=1, le=20, description="symmetry-inequivalent sites at most; others are rejected"
     )
-    limit: int | None = Field(None, ge=1, description="read this many records at most (for trials)")
-    deduplicate: bool = Field(True, description="keep one of each set of matching structures")
+    max_atoms: int | None = Field(
+        default=None, ge=1, description="atoms of the primitive cell at most; others are rejected"
+    )
+    max_atomic_number: int = Field(default=118, ge=1, le=118, description="crystals with heavier elements are rejected")
+    max_e_above_hull: float | None = Field(
+        default=None, description="eV/atom; records that state a larger energy above the hull are rejected"
+    )
+    limit: int | None = Field(default=None, ge=1, description="read this many records at most (for trials)")
+    deduplicate: bool = Field(default=True, description="keep one of each set of matching structures")
     split: SplitConfig = Field(default_factory=SplitConfig)
-    shard_size: int = Field(4096, ge=1, description="records of one unit of work; unchanged units are not redone")
+    shard_size: int = Field(
+        default=4096, ge=1, description="records of one unit of work; unchanged units are not redone"
+    )

@@ -6,6 +6,7 @@ exists is not done again: not after an interruption, not when other parts of the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import zipfile
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from crystalforge.common.files import atomic_file, sha256_json
-from crystalforge.crystal import Tokens
+from crystalforge.crystal import ATOM_TYPES, Crystal, Tokens
 from crystalforge.crystal.convert import TokenizeError, tokenize, tokenize_many
 from crystalforge.data.config import SPLITS, DataConfig
 from crystalforge.data.fingerprint import fingerprints
@@ -99,30 +100,38 @@ def make_shard(records: Sequence[Record], limits: Limits, file: Path, *, isolate
 def _tokenized(
     records: Sequence[Record], limits: Limits, *, isolated: bool
 ) -> Iterator[tuple[Record, Tokens | Unusable]]:
-    survivors: dict[int, Tokens | Unusable] = {}
-    if isolated:
-        crystals = []
-        for record in records:
-            try:
-                crystals.append(None if isinstance(record.payload, Tokens) else record.crystal())
-            except Unusable:
-                crystals.append(None)
-        # Worker processes of its own: one that dies is replaced, and its crystal is named.
-        result = tokenize_many(crystals, processes=2, symprec=limits.symprec, max_sites=limits.max_sites)
-        survivors = {int(place): result.tokens[row] for row, place in enumerate(result.index)}
-        survivors |= {
-            reject.index: Unusable(reject.reason.replace("_", "-"), reject.message)
-            for reject in result.rejects
-            if reject.reason != "missing"
-        }
+    known = _in_isolation(records, limits) if isolated else {}
     for place, record in enumerate(records):
         try:
-            known = survivors.get(place)
-            if isinstance(known, Unusable):
-                raise known
-            yield record, _tokens_of(record, limits, known)
+            found = known.get(place)
+            if isinstance(found, Unusable):
+                raise found
+            yield record, _tokens_of(record, limits, found)
         except Unusable as error:
             yield record, error
+
+
+def _in_isolation(records: Sequence[Record], limits: Limits) -> dict[int, Tokens | Unusable]:
+    """Tokens or rejection by place, from worker processes: one that dies is replaced, and its crystal is named."""
+    crystals: dict[int, Crystal] = {}
+    for place, record in enumerate(records):
+        if not isinstance(record.payload, Tokens):
+            with contextlib.suppress(Unusable):  # said again when its turn comes
+                crystals[place] = record.crystal()
+    places = list(crystals)
+    result = tokenize_many(crystals.values(), processes=2, symprec=limits.symprec, max_sites=limits.max_sites)
+    found: dict[int, Tokens | Unusable] = {
+        places[int(index)]: result.tokens[row] for row, index in enumerate(result.index)
+    }
+    for reject in result.rejects:
+        place = places[reject.index]
+        found[place] = Unusable(reject.reason.replace("_", "-"), reject.message, _shown(crystals[place]))
+    return found
+
+
+def _shown(crystal: Crystal) -> str:
+    """What the rejects file shows of a crystal."""
+    return crystal.formula if (crystal.numbers > 0).all() and (crystal.numbers < ATOM_TYPES).all() else ""
 
 
 def _tokens_of(record: Record, limits: Limits, known: Tokens | None) -> Tokens:
@@ -141,7 +150,7 @@ def _tokens_of(record: Record, limits: Limits, known: Tokens | None) -> Tokens:
         try:
             tokens = known or tokenize(crystal, symprec=limits.symprec, max_sites=limits.max_sites)
         except TokenizeError as error:
-            raise Unusable(error.reason.replace("_", "-"), error.problem, crystal.formula[:80]) from error
+            raise Unusable(error.reason.replace("_", "-"), error.problem, _shown(crystal)) from error
     if heaviest > limits.max_atomic_number:
         raise Unusable("heavy-element", f"Z = {heaviest}, at most {limits.max_atomic_number} is allowed", heaviest)
     if limits.max_atoms is not None:

@@ -147,8 +147,9 @@ def _charges(structure: Structure) -> dict[str, int] | None:
         return None
     try:
         found: dict[str, set[int]] = {}
-        for site, valence in zip(structure, BVAnalyzer().get_valences(structure), strict=True):
-            found.setdefault(site.specie.symbol, set()).add(int(valence))
+        valences = np.asarray(BVAnalyzer().get_valences(structure), dtype=np.int64).tolist()
+        for site, valence in zip(structure, valences, strict=True):
+            found.setdefault(site.specie.symbol, set()).add(valence)
         if all(len(values) == 1 for values in found.values()):
             return {symbol: values.pop() for symbol, values in found.items()}
     except ValueError:  # no assignment found

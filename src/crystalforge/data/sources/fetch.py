@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from crystalforge.common.errors import InputError, missing_extra
@@ -102,7 +103,8 @@ def _object_store(url: str, target: Path) -> None:
     except ImportError as error:
         raise missing_extra("fsspec", "sources", error) from error
     try:
-        with fsspec.open(url, "rb") as stream, target.open("wb") as out:  # type: ignore[union-attr]
+        opened: Any = fsspec.open(url, "rb")
+        with opened as stream, target.open("wb") as out:
             shutil.copyfileobj(stream, out, BLOCK)
     except ImportError as error:  # fsspec knows the scheme, its driver (s3fs, gcsfs, ...) is not installed
         raise InputError(str(error), source=url, remedy="install fsspec's driver for this scheme") from error
