@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crystalforge.thermo import HullStore, read_entries
+from crystalforge.thermo import Entries, HullStore, read_entries
 
 
 def measure(entries_path: str, n_queries: int, seed: int) -> dict[str, object]:
@@ -81,7 +81,7 @@ def measure(entries_path: str, n_queries: int, seed: int) -> dict[str, object]:
     }
 
 
-def _pymatgen(entries: object, queries: list, energy: np.ndarray, ours: np.ndarray) -> dict[str, float]:
+def _pymatgen(entries: Entries, queries: list, energy: np.ndarray, ours: np.ndarray) -> dict[str, float]:
     """The usual way, a PhaseDiagram per structure (entries already at hand): its rate, and the agreement with ours."""
     from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
     from pymatgen.core import Composition, Element

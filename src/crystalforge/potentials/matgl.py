@@ -55,7 +55,7 @@ class MatGLPotential:
 
     def __init__(self, config: MatGLConfig) -> None:
         self._model, aggregate = load_matgl(config.path, aggregate=config.aggregate)
-        self._model.to(config.device)
+        _place(self._model, config.device)
         self._device = torch.device(config.device)
         self._batch_atoms, self._state = config.batch_atoms, config.state
         self._is_potential = type(self._model).__name__ == "Potential"
@@ -91,7 +91,7 @@ class MatGLPotential:
     def _evaluate(self, crystals: Sequence[Crystal], forces: bool, stress: bool) -> Prediction:
         counts = np.array([len(crystal) for crystal in crystals])
         with torch.set_grad_enabled(forces or stress):
-            graph = _graph(crystals, self._network, self._types, self._device, forces=forces, stress=stress)
+            graph = graph_of(crystals, self._network, self._types, self._device, forces=forces, stress=stress)
             state = _state(self._network, self._state, len(crystals), self._device)
             if not self._is_potential:
                 per_atom = self._model(g=graph, state_attr=state).reshape(len(crystals))
@@ -131,7 +131,7 @@ class MatGLProperty:
         self._model, aggregate = load_matgl(path, aggregate=aggregate)
         if type(self._model).__name__ == "Potential":
             raise InputError("is a potential, not a property model", source=path)
-        self._model.to(device)
+        _place(self._model, device)
         self._device = torch.device(device)
         self._state, self._batch_atoms = state, batch_atoms
         self._network = _network(self._model)
@@ -150,7 +150,7 @@ class MatGLProperty:
 
         def evaluate(chunk: Sequence[Crystal]) -> Prediction:
             with torch.no_grad():
-                graph = _graph(chunk, self._network, self._types, self._device, forces=False, stress=False)
+                graph = graph_of(chunk, self._network, self._types, self._device, forces=False, stress=False)
                 state = _state(self._network, self._state, len(chunk), self._device)
                 values = self._model(g=graph, state_attr=state).reshape(len(chunk), -1).double().cpu().numpy()
             found.update({id(crystal): row for crystal, row in zip(chunk, values, strict=True)})
@@ -298,8 +298,16 @@ def _element_types(network: Any) -> dict[int, int]:
 
 def _transformer_settings(model: Any) -> dict[str, Any]:
     transformer = getattr(model, "transformer", None)
-    settings = {key: float(value) for key, value in vars(transformer).items()} if transformer else {}
-    return {"transformer": settings}
+    values = vars(transformer) if transformer is not None else {}
+    return {"transformer": {key: np.asarray(value, dtype=np.float64).tolist() for key, value in values.items()}}
+
+
+def _place(model: Any, device: str) -> None:
+    """Move a model; a transformer is no module, so its tensors need moving by hand."""
+    model.to(device)
+    for key, value in vars(getattr(model, "transformer", None) or SimpleNamespace()).items():
+        if isinstance(value, torch.Tensor):
+            setattr(model.transformer, key, value.to(device))
 
 
 def _state(network: Any, state: int | None, count: int, device: torch.device) -> torch.Tensor | None:
@@ -311,7 +319,7 @@ def _state(network: Any, state: int | None, count: int, device: torch.device) ->
     return torch.zeros((count, 2), device=device)
 
 
-def _graph(
+def graph_of(
     crystals: Sequence[Crystal],
     network: Any,
     types: dict[int, int],
