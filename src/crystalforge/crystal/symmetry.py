@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from crystalforge.common.errors import InputError
-from crystalforge.crystal import lattice, wyckoff
+from crystalforge.crystal import fcc, lattice, wyckoff
 from crystalforge.crystal.crystal import Crystal
 from crystalforge.crystal.tokens import ATOM_TYPES, Tokens
 
@@ -71,6 +71,9 @@ def tokenize(crystal: Crystal, *, symprec: float = 0.01, max_sites: int = 20) ->
     symprec: distance in Å within which atoms count as symmetry-related.
     """
     _check(crystal)
+    quick = _short_cut(crystal, symprec)
+    if quick is not None:
+        return _as_tokens(*quick, max_sites=max_sites)
     refined = _search((crystal.lattice, crystal.frac, crystal.numbers), symprec, 0)
     if refined is None:
         raise TokenizeError(
@@ -82,7 +85,7 @@ def tokenize(crystal: Crystal, *, symprec: float = 0.01, max_sites: int = 20) ->
         found = _standardize(cell, tolerance)
         sites = None if found is None else _sites(found)
         if found is not None and sites is not None:
-            return _as_tokens(found, *sites, max_sites=max_sites)
+            return _as_tokens(int(found.number), found.std_lattice, *sites, max_sites=max_sites)
     raise TokenizeError("wyckoff", f"the orbits do not fit the Wyckoff positions of space group {refined.number}")
 
 
@@ -130,35 +133,60 @@ def _standardize(cell: tuple[Any, Any, Any], symprec: float) -> Any:
     return found
 
 
-def _sites(
-    found: Any,
-) -> tuple[Int64[np.ndarray, " K"], Int64[np.ndarray, " K"], Float64[np.ndarray, "K 3"]] | None:
-    """Letter, element and representative coordinates of each orbit of the standard cell; None when one fits nowhere."""
+Sites = tuple[Int64[np.ndarray, " K"], Int64[np.ndarray, " K"], Float64[np.ndarray, "K 3"]]
+
+
+def _sites(found: Any) -> Sites | None:
+    """Letter, element and coordinates of each orbit of the standard cell; None when one fits nowhere."""
     # Names and orbits are given for the atoms that went in; the primitive cell links them with those that came out.
     first_input = np.zeros(len(found.mapping_to_primitive), dtype=np.int64)
     primitive, position = np.unique(found.mapping_to_primitive, return_index=True)
     first_input[primitive] = position
     source = first_input[found.std_mapping_to_primitive]
+    # Not `equivalent_atoms`: those are related by the operations as they were found, approximate ones among them.
     _, first, size = np.unique(found.crystallographic_orbits[source], return_index=True, return_counts=True)
     order = np.argsort(first)
     first, size = first[order], size[order]
-    letters = np.array([wyckoff.letter_index(found.wyckoffs[source[atom]]) for atom in first], dtype=np.int64)
-    images = general_images(found.number, found.std_positions[first])
-    coords = np.zeros((len(first), 3))
-    for k in range(len(first)):
-        g_multiplicity = wyckoff.multiplicity()[found.number - 1]
-        named = g_multiplicity[letters[k]] == size[k]
-        candidates = [int(letters[k])] if named else []
+    names = [wyckoff.letter_index(found.wyckoffs[source[atom]]) for atom in first]
+    placed = _place(found.number, general_images(found.number, found.std_positions[first]), size, names)
+    return None if placed is None else (placed[0], found.std_types[first].astype(np.int64), placed[1])
+
+
+def _short_cut(
+    crystal: Crystal, symprec: float
+) -> tuple[int, Float64[np.ndarray, "3 3"], Int64[np.ndarray, " K"], Int64[np.ndarray, " K"], np.ndarray] | None:
+    """Group, standard cell and sites of a crystal on a face-centred cubic lattice; None: it must go the long way."""
+    standard = fcc.standard_positions(crystal, symprec, _search)
+    if standard is None:
+        return None
+    g, cell, positions = standard
+    found = fcc.orbits(general_images(g, positions), crystal.numbers, cell, symprec)
+    if found is None:
+        return None
+    first, size, exact = found
+    placed = _place(g, general_images(g, exact), size, [0] * len(first))
+    if placed is None or placed[0].max() > fcc.LAST_LETTER[g]:
+        return None
+    return g, cell, placed[0], crystal.numbers[first].astype(np.int64), placed[1]
+
+
+def _place(
+    g: int, images: Float64[np.ndarray, "K M 3"], size: Int64[np.ndarray, " K"], names: list[int]
+) -> tuple[Int64[np.ndarray, " K"], Float64[np.ndarray, "K 3"]] | None:
+    """Letter and representative coordinates of orbits given by their images; a name of 0 is no name."""
+    multiplicity = wyckoff.multiplicity()[g - 1]
+    letters, coords = np.zeros(len(images), dtype=np.int64), np.zeros((len(images), 3))
+    for k, name in enumerate(names):
         # The general position first, then down to a: the order in which the reference tries them.
-        candidates += [int(w) for w in np.flatnonzero(g_multiplicity == size[k])[::-1]]
-        for w in candidates:
-            placed = _on_representative(found.number, w, images[k])
-            if placed is not None:
-                letters[k], coords[k] = w, placed
+        others = np.flatnonzero(multiplicity == size[k])[::-1].tolist()
+        for w in [name, *others] if name in others else others:
+            point = _on_representative(g, w, images[k])
+            if point is not None:
+                letters[k], coords[k] = w, point
                 break
         else:
             return None
-    return letters, found.std_types[first].astype(np.int64), coords
+    return letters, coords
 
 
 def general_images(g: int, points: Float64[np.ndarray, "K 3"]) -> Float64[np.ndarray, "K M 3"]:
@@ -182,9 +210,14 @@ def _on_representative(g: int, w: int, images: Float64[np.ndarray, "M 3"]) -> Fl
 
 
 def _as_tokens(
-    found: Any, letters: Int64[np.ndarray, " K"], elements: Int64[np.ndarray, " K"],
-    coords: Float64[np.ndarray, "K 3"], *, max_sites: int,
-) -> Tokens:  # fmt: skip
+    g: int,
+    cell: Float64[np.ndarray, "3 3"],
+    letters: Int64[np.ndarray, " K"],
+    elements: Int64[np.ndarray, " K"],
+    coords: Float64[np.ndarray, "K 3"],
+    *,
+    max_sites: int,
+) -> Tokens:
     if len(letters) > max_sites:
         raise TokenizeError(
             "too_many_sites",
@@ -206,9 +239,9 @@ def _as_tokens(
         elements[order],
         coords[order],
     )
-    spacegroup = np.array([found.number], dtype=np.int32)
-    n_atoms = int(wyckoff.multiplicity()[found.number - 1, letters].sum())
-    parameters = lattice.from_matrix(np.asarray(found.std_lattice)[None])
+    spacegroup = np.array([g], dtype=np.int32)
+    n_atoms = int(wyckoff.multiplicity()[g - 1, letters].sum())
+    parameters = lattice.from_matrix(cell[None])
     parameters = lattice.symmetrize(spacegroup, lattice.averaged(spacegroup, parameters))
     parameters[:, :3] /= np.cbrt(n_atoms)
     return Tokens(spacegroup, wyckoffs, element, xyz, parameters)
