@@ -80,7 +80,7 @@ class FinetuneConfig(BaseModel):
     checkpoint_every: int = Field(default=5, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="how many to keep")
     piece_tokens: int = Field(
-        default=2048,
+        default=512,
         ge=1,
         description="tokens per forward and backward pass: bounds memory; does not change the result's law",
     )

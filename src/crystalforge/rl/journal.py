@@ -87,14 +87,14 @@ def read(path: Path) -> Scored:
         return out
 
     def column(name: str, dtype: type) -> np.ndarray:
-        return table[name].to_numpy().astype(dtype)
+        return table[name].to_numpy().astype(dtype)  # a writable copy
 
     tokens = Tokens(
         column("spacegroup", np.int32),
         padded("wyckoff", 1).astype(np.int32),
         padded("element", 1).astype(np.int32),
         padded("coords", 3).reshape(-1, slots, 3),
-        table["lattice"].combine_chunks().flatten().to_numpy().reshape(-1, 6),
+        table["lattice"].combine_chunks().flatten().to_numpy().reshape(-1, 6).copy(),
     )
     components = {
         name.removeprefix(COMPONENT): column(name, np.float64)

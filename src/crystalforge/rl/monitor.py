@@ -33,7 +33,7 @@ IsKnown = Callable[[Tokens], Bool[np.ndarray, " B"]]
 class FirstLook:
     """The base model as first seen; everything later is compared with it. JSON-able."""
 
-    entropy: dict[str, tuple[float, float]]  # factor: nats per crystal and its variance of the mean
+    entropy: dict[str, list[float]]  # of each factor: nats per crystal, and the variance of that mean
     elements: list[float]
     spacegroups: list[float]
     gap: dict[str, float] | None = None
@@ -67,7 +67,7 @@ class Monitor:
     ) -> Verdict:
         """Judge the policy that drew `scored`; `log_ratio` is ln(p/p_base)."""
         config = self.config
-        entropy = {name: _mean_and_variance(-_numpy(v)) for name, v in log_prob.factors().items()}
+        entropy = {name: list(_mean_and_variance(-_numpy(v))) for name, v in log_prob.factors().items()}
         elements, groups = _elements(scored.tokens), _spacegroups(scored)
         if self._first is None:
             self._first = FirstLook(entropy, elements.tolist(), groups.tolist())

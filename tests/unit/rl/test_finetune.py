@@ -22,7 +22,7 @@ from crystalforge.rl.testing import ElementReward
 SAMPLER_TOLERANCE = 1e-2
 
 UNWATCHED = MonitorConfig(every=5, max_gap=None, min_unique=None, max_kl=None)
-FAST = {"batch_size": 40, "learning_rate": 5e-3, "tau": 0.02, "monitor": UNWATCHED, "checkpoint_every": 5}
+FAST = {"batch_size": 40, "learning_rate": 1e-2, "tau": 0.02, "monitor": UNWATCHED, "checkpoint_every": 5}
 
 
 def rows(out) -> list[dict[str, float]]:
@@ -31,8 +31,11 @@ def rows(out) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("algorithm", ["ppo", "reinforce", "rloo", "grpo", "dpo", "sft"])
 def test_every_algorithm_raises_the_reward(tmp_path, base, cubic, oxide_reward, algorithm):
-    steps = 25 if algorithm not in ("reinforce", "rloo", "sft") else 50
-    config = FinetuneConfig(algorithm=algorithm, steps=steps, keep_component="cost", keep_below=-0.3, **FAST)
+    steps = 16 if algorithm in ("reinforce", "rloo") else 12
+    # one optimiser step per batch, or none for bad crystals: a longer stride
+    rate = 2e-2 if algorithm in ("reinforce", "rloo", "sft") else 1e-2
+    settings = FAST | {"learning_rate": rate}
+    config = FinetuneConfig(algorithm=algorithm, steps=steps, keep_component="cost", keep_below=-0.3, **settings)
     seen: list[int] = []
     result = finetune(
         config,
@@ -45,7 +48,7 @@ def test_every_algorithm_raises_the_reward(tmp_path, base, cubic, oxide_reward, 
     )
     history = rows(tmp_path / "out")
     before = np.mean([row["reward/mean"] for row in history[:3]])
-    after = np.mean([row["reward/mean"] for row in history[-5:]])
+    after = np.mean([row["reward/mean"] for row in history[-3:]])
     assert after > before + 0.2, [round(row["reward/mean"], 2) for row in history]
     assert seen == list(range(steps))
     assert result.steps == steps
@@ -66,10 +69,10 @@ def test_every_algorithm_raises_the_reward(tmp_path, base, cubic, oxide_reward, 
 
 def test_a_larger_tau_keeps_the_policy_closer_to_the_base(tmp_path, base, cubic, oxide_reward):
     ends = []
-    for tau in (0.05, 0.2, 2.0):
-        config = FinetuneConfig(steps=25, **FAST | {"tau": tau})
+    for tau in (0.02, 0.5, 5.0):
+        config = FinetuneConfig(steps=10, **FAST | {"tau": tau})
         finetune(config, base, oxide_reward, cubic, tmp_path / str(tau), seed=1)
-        last = rows(tmp_path / str(tau))[-5:]
+        last = rows(tmp_path / str(tau))[-3:]
         ends.append([np.mean([row[name] for row in last]) for name in ("reward/mean", "kl/base")])
     reward, kl = np.array(ends).T
     assert reward[0] > reward[1] > reward[2]

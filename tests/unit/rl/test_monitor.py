@@ -41,23 +41,24 @@ def test_a_planted_hack_is_caught_early_and_the_last_good_policy_is_kept(tmp_pat
 
 
 def test_an_honest_reward_is_left_in_peace(tmp_path, base, cubic):
-    config = FinetuneConfig(monitor=WATCH, **SETTINGS | {"steps": 20})
+    config = FinetuneConfig(monitor=WATCH, **SETTINGS | {"steps": 12, "batch_size": 40})
     shifted = ElementReward(dict.fromkeys(WANTED, 0.5), name="other-scale")  # another unit, the same opinion
     result = finetune(config, base, HONEST, cubic, tmp_path / "out", seed=0, held_out=shifted)
     assert result.stopped is None
-    assert abs(result.metrics["monitor/held_out/gap"]) < 1e-9 if "monitor/held_out/gap" in result.metrics else True
     history = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     looks = [row for row in history if "monitor/drift/elements" in row]
-    assert [row["step"] for row in looks] == list(range(0, 20, 2))
+    assert [row["step"] for row in looks] == list(range(0, 12, 2))
     assert looks[0]["monitor/drift/elements"] == 0
     assert looks[-1]["monitor/drift/elements"] > 0.2
-    assert looks[-1]["monitor/held_out/correlation"] == pytest.approx(1)
+    for row in looks:
+        assert row["monitor/held_out/gap"] == pytest.approx(0, abs=1e-9)
+        assert row["monitor/held_out/correlation"] == pytest.approx(1)
 
 
 def test_collapse_and_distance_end_the_run_in_words(tmp_path, base, cubic):
     one = np.zeros(230)
     one[224] = 1.0
-    reward = ElementReward({8: 1.0})
+    reward = ElementReward(WANTED)
     collapse = MonitorConfig(every=1, min_unique=0.6, max_kl=None)
     config = FinetuneConfig(monitor=collapse, **SETTINGS | {"learning_rate": 5e-2})
     result = finetune(config, base, reward, one, tmp_path / "collapse", seed=0)
