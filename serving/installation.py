@@ -1,7 +1,7 @@
 """Where Triton is on this machine, and whether it can run with this Python.
 
-The server comes inside the wheel of nvidia-pytriton, in an environment of its own (it pins numpy < 2). Its
-Python backend starts one *stub* process per worker; the stub embeds libpython and becomes whatever
+On a machine of one's own the server comes inside the wheel of nvidia-pytriton, in an environment of its own (it pins
+numpy < 2). Its Python backend starts one *stub* process per worker; the stub embeds libpython and becomes whatever
 interpreter comes first on PATH, which is how models run in the environment that launched the server.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from crystalforge.common.errors import InputError
 
 ENVIRONMENT_VARIABLE = "CRYSTALFORGE_TRITON_VENV"
+OFFICIAL = Path("/opt/tritonserver")  # in the vendor's container image; its stub belongs to the image's own Python
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -27,15 +28,14 @@ class Installation:
     """The parts of a Triton installation that a launch needs."""
 
     server: Path
-    backend: Path
-    stub: Path
+    backend: tuple[Path, ...]
 
     def make_backend_folder(self, folder: Path) -> Path:
         """Lay out `folder/python` as Triton wants a backend: library, utilities and the stub side by side."""
         target = folder / "python"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        for source in (*self.backend.iterdir(), self.stub):
+        for source in self.backend:
             (target / source.name).symlink_to(source)
         return folder
 
@@ -67,6 +67,8 @@ def find() -> Installation:
         )
     venv = Path(os.environ.get(ENVIRONMENT_VARIABLE, ROOT / ".venv-triton"))
     roots = sorted(venv.glob("lib/python*/site-packages/pytriton/tritonserver"))
+    if not roots and ENVIRONMENT_VARIABLE not in os.environ and (OFFICIAL / "bin" / "tritonserver").exists():
+        return Installation(OFFICIAL / "bin" / "tritonserver", tuple((OFFICIAL / "backends" / "python").iterdir()))
     if not roots:
         raise InputError(
             f"no inference server (nvidia-pytriton) for {platform.machine()}",
@@ -89,7 +91,7 @@ def find() -> Installation:
             source=stub,
             remedy=f"install it (on Debian: apt-get install libpython{version})",
         )
-    return Installation(root / "bin" / "tritonserver", root / "backends" / "python", stub)
+    return Installation(root / "bin" / "tritonserver", (*(root / "backends" / "python").iterdir(), stub))
 
 
 def available() -> tuple[bool, str]:

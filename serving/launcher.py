@@ -121,14 +121,16 @@ class TritonServer:
         settings: ModelSettings | None = None,
         startup_s: float = 300.0,
         watched: bool = True,
+        ended: threading.Event | None = None,
         quiet: bool = False,
     ) -> None:
         """Nothing is started yet.
 
         reward: the configuration that `crystalforge.rewards.build` takes; several go by name. run_dir: where the
         repository and the log are written (a temporary folder otherwise). client: how this launcher itself connects,
-        needed with TLS or a token. watched: inside the context a thread looks after the server and starts it again when
-        a worker dies. settings: all options at once (instances and limits override it).
+        needed with TLS or a token. ended: when set, no start or restart is begun or finished. watched: inside the
+        context a thread looks after the server and starts it again when a worker dies. settings: all options at once
+        (instances and limits override it).
         """
         if instances < 1:
             raise InputError(f"instances = {instances}: a server needs at least one", remedy="give 1 or more")
@@ -149,7 +151,7 @@ class TritonServer:
         self.address, self._grpc_port, self._metrics_port = address, grpc_port, metrics_port
         self.startup_s, self.quiet = startup_s, quiet
         self._watch = threading.Thread(target=self._keep_well, name="watch-triton", daemon=True) if watched else None
-        self._closing = threading.Event()
+        self._closing = ended or threading.Event()
         self._guard: subprocess.Popen[bytes] | None = None
         self._log_begins = 0
 
@@ -185,9 +187,14 @@ class TritonServer:
         return f"{self.address}:{self._grpc_port}"
 
     @property
+    def local_url(self) -> str:
+        """The gRPC endpoint as seen from this machine, also when the server listens on every interface."""
+        return f"{'127.0.0.1' if self.address == '0.0.0.0' else self.address}:{self._grpc_port}"
+
+    @property
     def metrics_url(self) -> str:
         """Where Prometheus finds the metrics."""
-        return f"http://{self.address}:{self._metrics_port}/metrics"
+        return f"http://{self.local_url.rsplit(':', 1)[0]}:{self._metrics_port}/metrics"
 
     @property
     def log_path(self) -> Path:
@@ -289,7 +296,7 @@ class TritonServer:
 
     def connect(self, name: str | None = None, **changes: Any) -> RemoteReward:
         """A client for this server; `changes` override fields of the client configuration."""
-        return RemoteReward(self.grpc_url, name or self.model, config=self.client.model_copy(update=changes))
+        return RemoteReward(self.local_url, name or self.model, config=self.client.model_copy(update=changes))
 
     def statistics(self, name: str | None = None) -> Statistics:
         """Triton's counts for a model (the first one unless named)."""
@@ -452,3 +459,9 @@ def _command(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
+
+
+if __name__ == "__main__":
+    from serving.__main__ import main
+
+    raise SystemExit(main())

@@ -29,6 +29,8 @@ class TritonPythonModel:
         import torch
 
         torch.set_num_threads(1)  # one core per worker; more workers, not more threads
+        if args["model_instance_kind"] == "GPU":
+            torch.cuda.set_device(int(args["model_instance_device_id"]))  # what `device: cuda` then means
 
         from crystalforge import rewards
         from serving.service import Limits, RewardService

@@ -1,0 +1,116 @@
+"""Serve a reward in the foreground, for as long as this process lives.
+
+    python -m serving.launcher --config params.yaml
+    python -m serving.launcher --config reward.yaml --address 0.0.0.0 --grpc-port 8001 --metrics-port 8002
+
+The file holds a section `reward` (as params.yaml does), a section `rewards` with several by name, or one reward alone.
+The server is watched and started again when a worker dies; SIGTERM ends it. `python -m serving.probe` tells whether it
+is well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crystalforge.common.errors import InputError
+from crystalforge.common.files import write_json
+from crystalforge.common.settings import override, read_yaml
+from crystalforge.integrations.triton import ClientConfig
+from crystalforge.rewards import RewardUnavailable, parse
+from serving.launcher import ServerSecurity, TritonServer, model_name
+from serving.repository import ModelSettings
+
+RUN_DIR = Path(tempfile.gettempdir()) / "crystalforge-reward"
+ENDPOINT = "endpoint.json"  # in the run directory: what a probe must know
+
+
+def rewards_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The rewards in a configuration, by the names under which they are served."""
+    if "rewards" in values:
+        return {name: parse(settings) for name, settings in values["rewards"].items()}
+    config = parse(values.get("reward", values if "kind" in values else {"kind": "ehull"}))
+    return {model_name(config): config}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT; exit code 2 and one message on a user's mistake."""
+    options = _parser().parse_args(arguments)
+    try:
+        rewards = rewards_of(override(read_yaml(options.config), options.set))
+        security = ServerSecurity(options.certificate, options.key, options.client_ca, _token(options.token_file))
+        client = ClientConfig(
+            root_certificate=options.root_certificate or options.certificate,
+            certificate=options.client_certificate,
+            key=options.client_key,
+            token_file=options.token_file,
+        )
+        ended = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ended.set())
+        server = TritonServer(
+            rewards,
+            instances=options.instances,
+            settings=ModelSettings(kind=options.kind, queue_delay_us=options.queue_delay_us),
+            run_dir=options.run_dir,
+            security=security,
+            client=client,
+            address=options.address,
+            grpc_port=options.grpc_port,
+            metrics_port=options.metrics_port,
+            startup_s=options.startup_s,
+            ended=ended,
+        )
+        with server:
+            endpoint = {"url": server.local_url, "models": server.models, "instances": options.instances}
+            write_json(options.run_dir / ENDPOINT, {**endpoint, "client": json.loads(client.model_dump_json())})
+            ended.wait()
+    except (InputError, RewardUnavailable) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _token(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", source=path, remedy="correct --token-file") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.launcher", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config", type=Path, required=True, help="YAML file with the reward")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the file")
+    add("--instances", type=int, default=1, help="workers for each reward: one core each, or places on the GPUs")
+    add("--kind", choices=("KIND_CPU", "KIND_GPU"), default="KIND_CPU", help="where the workers compute")
+    add("--queue-delay-us", type=int, default=0, help="how long small requests wait for others to share a pass")
+    add("--run-dir", type=Path, default=RUN_DIR, help="where the repository and the log are written")
+    add("--address", default="127.0.0.1", help="interface to listen on")
+    add("--grpc-port", type=int, help="default: a free one")
+    add("--metrics-port", type=int, help="default: a free one")
+    add("--startup-s", type=float, default=300.0, help="seconds that the start may take")
+    add("--certificate", type=Path, help="PEM; switches TLS on")
+    add("--key", type=Path, help="PEM with the certificate's key")
+    add("--client-ca", type=Path, help="PEM of the authority that signs clients (mutual TLS)")
+    add("--token-file", type=Path, help="file with a secret that clients must send")
+    add("--root-certificate", type=Path, help="PEM of the authority that signed --certificate, for our own probes")
+    add("--client-certificate", type=Path, help="PEM that our own probes show (mutual TLS)")
+    add("--client-key", type=Path, help="PEM with its key")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
