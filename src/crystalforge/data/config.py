@@ -27,7 +27,11 @@ class _Files(_Section):
 
 
 class Alex20Source(_Files):
-    """Alex-20 as CrystalFormer publishes and prepares it: {train,val,test}.csv with a column `cif`, or .lmdb."""
+    """Alex-20: {train,val,test}.csv with a column `cif`, as published, or the .lmdb that CrystalFormer makes of them.
+
+    Published at https://huggingface.co/datasets/zdcao/alex-20, directory alex20 (1.34 million rows); `path` may be
+    https://huggingface.co/datasets/zdcao/alex-20/resolve/main/alex20 or a local copy.
+    """
 
     kind: Literal["alex20"] = "alex20"
 

@@ -112,6 +112,8 @@ def _assemble(config: DataConfig, out: Path, files: list[Path], pool: Pool) -> M
             remedy=f"see {out / 'rejects.jsonl'}",
         )
     staged = out / ".staged"
+    for left in (*out.glob(".store.*.tmp"), *out.glob("..staged.*.tmp")):  # of a run that was killed here
+        shutil.rmtree(left, ignore_errors=True)
     try:
         # Staged first with everything in it: its memory maps then give any row at random, whatever the size.
         TokenStore.write(staged, (read_shard(file)[0] for file in files), rows=rows, sites=sites, id_bytes=id_bytes)

@@ -287,7 +287,7 @@ class TokenStore:
             id_offsets = _create(temporary / f"{ID_OFFSETS}.npy", np.int64, (rows + 1,))
             text = _create(temporary / f"{ID_BYTES}.npy", np.uint8, (id_bytes,))
             row = site = char = 0
-            digest = hashlib.sha256()
+            digest = _ContentHash()
             counts = dict.fromkeys((*SPLITS, "reference"), 0)
             for part in parts:
                 names = [name.encode() for name in part.ids]
@@ -303,7 +303,7 @@ class TokenStore:
                 for number, name in enumerate(SPLITS):
                     counts[name] += int((part.split == number).sum())
                 counts["reference"] += int((part.split < 0).sum())
-                _update_digest(digest, part, names)
+                digest.update(part, names)
                 row, site, char = row + len(part), site + part.wyckoff.size, char + len(joined)
             assert (row, site, char) == (rows, sites, id_bytes), "the parts do not add up to the sizes stated"
             for column in (*columns.values(), offsets, id_offsets, text):
@@ -321,14 +321,20 @@ class TokenStore:
         return manifest
 
 
-def _update_digest(digest: Any, part: Rows, names: list[bytes]) -> None:
-    """Feed rows one by one, so that the hash does not depend on how the rows were cut into parts."""
-    ends = np.cumsum(part.n_sites, dtype=np.int64)
-    for row, name in enumerate(names):
-        sites = slice(int(ends[row]) - int(part.n_sites[row]), int(ends[row]))
-        digest.update(len(name).to_bytes(4, "little") + name)
-        digest.update(b"".join(np.ascontiguousarray(getattr(part, column)[row]).tobytes() for column in ROW_COLUMNS))
-        digest.update(b"".join(getattr(part, column)[sites].tobytes() for column in SITE_COLUMNS))
+class _ContentHash:
+    """SHA-256 of the content, column by column, so that it does not depend on how the rows were cut into parts."""
+
+    def __init__(self) -> None:
+        self._columns = {name: hashlib.sha256() for name in (*ROW_COLUMNS, *SITE_COLUMNS, ID_BYTES, ID_OFFSETS)}
+
+    def update(self, part: Rows, names: list[bytes]) -> None:
+        for name in (*ROW_COLUMNS, *SITE_COLUMNS):
+            self._columns[name].update(np.ascontiguousarray(getattr(part, name)).tobytes())
+        self._columns[ID_BYTES].update(b"".join(names))
+        self._columns[ID_OFFSETS].update(np.array([len(name) for name in names], dtype="<i8").tobytes())
+
+    def hexdigest(self) -> str:
+        return hashlib.sha256("".join(column.hexdigest() for column in self._columns.values()).encode()).hexdigest()
 
 
 def _create(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
