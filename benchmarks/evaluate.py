@@ -13,7 +13,7 @@ import json
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -36,9 +36,12 @@ from crystalforge.rewards.protocol import Reward, RewardVersion, Scores, Status
 class NoReward:
     """A reward of zero for everything: leaves the time of the potential out."""
 
-    version = RewardVersion("none", "0" * 12)
+    @property
+    def version(self) -> RewardVersion:
+        """Nothing judges."""
+        return RewardVersion("none", "0" * 12)
 
-    def score(self, crystals: list[Crystal | None]) -> Scores:
+    def score(self, crystals: Sequence[Crystal | None]) -> Scores:
         status = np.array([Status.NOT_BUILT if c is None else Status.OK for c in crystals], dtype=np.int32)
         return Scores(np.zeros(len(crystals)), status, {"e_above_hull": np.zeros(len(crystals))})
 

@@ -23,6 +23,7 @@ from crystalforge.evaluation.config import EvaluateConfig
 from crystalforge.evaluation.judging import judge
 from crystalforge.evaluation.protocols import PROTOCOLS
 from crystalforge.evaluation.reference import Reference
+from crystalforge.evaluation.relaxing import Relaxer
 from crystalforge.evaluation.samples import Source
 from crystalforge.evaluation.scoring import score
 from crystalforge.rewards.protocol import Reward
@@ -40,14 +41,16 @@ def evaluate_samples(
     *,
     out: Path,
     held_out: Reward | None = None,
+    relaxer: Relaxer | None = None,
     lineage: Mapping[str, Mapping[str, str]] | None = None,
     quiet: bool = False,
 ) -> pa.Table:
     """Evaluate samples of one or more models; write `out/crystals.parquet` and return the table.
 
     sources: one per (label, seed). lineage: for each label, values of run_id, model_hash and data_hash. held_out: a
-    second opinion, see `scoring.score`. Columns are described in `scoring` and `judging.judge`. Raises
-    RewardUnavailable when the service stops answering; chunks scored before stay and are not scored again.
+    second opinion; relaxer: for protocols that judge relaxed crystals; see `scoring.score` for both. Columns are
+    described in `scoring` and `judging.judge`. Raises RewardUnavailable when the service stops answering; chunks
+    scored before stay and are not scored again.
     """
     names = [(source.label, source.seed) for source in sources]
     assert len(set(names)) == len(names), "two sources have the same label and seed"
@@ -56,13 +59,14 @@ def evaluate_samples(
     with Progress("score", total, unit="crystals", stream=io.StringIO() if quiet else None) as progress:
         for source in sources:
             origin = dict((lineage or {}).get(source.label, {}))
-            folder = out / CHUNKS / _folder(source, reward, held_out, origin, config.chunk)
+            folder = out / CHUNKS / _folder(source, reward, held_out, relaxer, origin, config.chunk)
             for first in range(0, len(source), config.chunk):
                 count = min(config.chunk, len(source) - first)
                 file = folder / f"{first:08d}.parquet"
                 part = _read_chunk(file, count)
                 if part is None:
-                    part = score(source.draw(first, count), reward, held_out=held_out, lineage=origin)
+                    samples = source.draw(first, count)
+                    part = score(samples, reward, held_out=held_out, relaxer=relaxer, lineage=origin)
                     assert len(part) == count, "a source must give as many samples as asked for"
                     with atomic_file(file) as temporary:
                         pq.write_table(part, temporary)
@@ -104,7 +108,14 @@ def read_table(path: Path) -> pa.Table:
     return table
 
 
-def _folder(source: Source, reward: Reward, held_out: Reward | None, lineage: Mapping[str, str], chunk: int) -> str:
+def _folder(
+    source: Source,
+    reward: Reward,
+    held_out: Reward | None,
+    relaxer: Relaxer | None,
+    lineage: Mapping[str, str],
+    chunk: int,
+) -> str:
     """Name of the folder of a source's chunks: different inputs never share one."""
     key = sha256_json(
         {
@@ -114,6 +125,7 @@ def _folder(source: Source, reward: Reward, held_out: Reward | None, lineage: Ma
             "seed": source.seed,
             "reward": reward.version.digest,
             "held_out": held_out.version.digest if held_out is not None else None,
+            "relaxer": relaxer.identity() if relaxer is not None else None,
             # not the run: a resumed evaluation may have a new one, and rows keep the run that scored them
             "lineage": {name: value for name, value in lineage.items() if name != "run_id"},
             "chunk": chunk,

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from crystalforge.crystal import Crystal
+from crystalforge.evaluation.relaxing import Relaxer, relaxed, relaxed_columns
 from crystalforge.evaluation.samples import SampleSet
 from crystalforge.evaluation.validity import composition_valid, reduced_composition, structure_valid
 from crystalforge.rewards.protocol import Reward, Scores
@@ -58,13 +59,15 @@ def score(
     reward: Reward,
     *,
     held_out: Reward | None = None,
+    relaxer: Relaxer | None = None,
     lineage: Mapping[str, str],
 ) -> pa.Table:
     """One row per sample: what it is, whether it is valid, what the reward says.
 
-    held_out: a second reward that nothing was trained on; its answers get the prefix `held_out_`. lineage: values of
-    the columns run_id, model_hash and data_hash. The reward is asked once for all samples; if it is unavailable, its
-    exception passes through and no row is made.
+    held_out: a second reward that nothing was trained on; its answers get the prefix `held_out_`. relaxer: the
+    reward is asked about the relaxed crystals too, with the prefix `relaxed_`; see `relaxed_columns` for the rest.
+    lineage: values of the columns run_id, model_hash and data_hash. Each reward is asked once for all samples; if it
+    is unavailable, its exception passes through and no row is made.
     """
     columns: dict[str, object] = {
         "label": [samples.label] * len(samples),
@@ -82,6 +85,11 @@ def score(
     table = _append(table, reward.score(samples.crystals), "")
     if held_out is not None:
         table = _append(table, held_out.score(samples.crystals), "held_out_")
+    if relaxer is not None:
+        after = relaxed(relaxer, samples.crystals)
+        table = _append(table, reward.score(after), "relaxed_")
+        for name, values in relaxed_columns(samples.crystals, after).items():
+            table = table.append_column(name, values)
     return table
 
 

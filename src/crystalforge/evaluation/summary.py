@@ -34,6 +34,8 @@ METRICS: dict[str, tuple[str, str, int]] = {
     "composition_valid_rate": ("Valid composition", "%", 1),
     "scored_rate": ("Scored by the reward", "%", 1),
     "mean_held_out_e_above_hull": ("Mean E_hull, held-out potential", "eV/atom", -1),
+    "mean_relaxed_e_above_hull": ("Mean E_hull, relaxed", "eV/atom", -1),
+    "mean_relaxed_rms": ("Displacement by relaxing", "(V/N)^(1/3)", -1),
     "kl_to_base": ("KL to base", "nats", 0),
 }
 
@@ -93,7 +95,12 @@ def measure(table: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
     return {name: found[name] for name in METRICS if name in found}
 
 
-MEANS = {"mean_e_above_hull": "e_above_hull", "mean_held_out_e_above_hull": "held_out_e_above_hull"}
+MEANS = {
+    "mean_e_above_hull": "e_above_hull",
+    "mean_held_out_e_above_hull": "held_out_e_above_hull",
+    "mean_relaxed_e_above_hull": "relaxed_e_above_hull",
+    "mean_relaxed_rms": "relaxed_rms",
+}
 
 
 def compare(first: pa.Table, second: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:

@@ -185,6 +185,41 @@ def test_held_out_potential_has_its_own_columns(tmp_path, make_reward, reference
     assert "mean_held_out_e_above_hull" in measure(table)
 
 
+class Swelling:
+    """A stand-in for a potential: cells grow by 2 %, atoms of potassium escape the matcher's tolerance, MgO fails."""
+
+    def identity(self) -> str:
+        return "swelling"
+
+    def relax(self, crystals):
+        def one(crystal):
+            if 12 in crystal.numbers:
+                return None
+            frac = crystal.frac + ([[0, 0, 0], [0.3, 0.1, 0.2]] if 19 in crystal.numbers else 0.0)
+            return Crystal.of(1.02 * crystal.lattice, crystal.numbers, frac)
+
+        return [one(crystal) for crystal in crystals]
+
+
+def test_relaxed_crystals_are_judged_by_the_protocols_that_want_it(tmp_path, make_reward, reference):
+    config = EvaluateConfig(protocols=("crystalformer-rl", "mattergen", "lemat-genbench"), chunk=3)
+    table = evaluate_samples(
+        [SampleSet.of("mine", SAMPLES)], make_reward(), reference, config, out=tmp_path, relaxer=Swelling(), quiet=True
+    )
+    rows = table.to_pylist()
+    assert [row["stable:mattergen"] for row in rows] == [True, True, True, False, False, False, False, False]
+    assert [row["metastable:lemat-genbench"] for row in rows] == [True, True, True, False, False, False, False, False]
+    assert not any(row["stable:lemat-genbench"] for row in rows), "0.08 eV/atom is metastable only"
+    assert rows[0]["relaxed_rms"] == pytest.approx(0, abs=1e-6)
+    assert np.isnan(rows[3]["relaxed_rms"]), "it became another crystal"
+    assert rows[4]["relaxed_lattice"] == []
+    assert rows[4]["relaxed_status"] == 1
+    found = summarise(table, protocol="lemat-genbench")["models"]["mine"]["metrics"]
+    assert found["msun_rate"]["value"] == 1 / 8
+    assert found["sun_rate"]["value"] == 0
+    assert found["mean_relaxed_e_above_hull"]["n"] == 4
+
+
 def test_processes_change_nothing(tmp_path, make_reward, reference):
     one = run(tmp_path / "one", make_reward(), reference)
     two = run(tmp_path / "two", make_reward(), reference, processes=2)
