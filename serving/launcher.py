@@ -405,7 +405,7 @@ class TritonServer:
         result: dict[str, int] = {}
         for labels, value in pattern.findall(text):
             pairs = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-            if pairs.get("model") == name:
+            if pairs.get("model") == name and float(value) > 0:
                 result[pairs["status"]] = result.get(pairs["status"], 0) + int(float(value))
         return result
 

@@ -98,6 +98,10 @@ class RewardService:
                 )  # fmt: skip
         return answers
 
+    def counters(self) -> dict[str, int]:
+        """What the reward itself counts (cache hits), since its start."""
+        return getattr(self.reward, "counters", dict)()
+
     def table(self, scores: Scores) -> np.ndarray:
         """The components as a [B, K] table in the announced order."""
         return component_table(scores, self.about.components)

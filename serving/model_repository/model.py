@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 import uuid
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class TritonPythonModel:
             torch.cuda.set_device(int(args["model_instance_device_id"]))  # what `device: cuda` then means
 
         from crystalforge import rewards
+        from crystalforge.rewards import Status
         from serving.service import Limits, RewardService
 
         reward = rewards.build(rewards.parse(settings["reward"]))
@@ -50,13 +52,35 @@ class TritonPythonModel:
             description="Crystals that were scored, by status",
             kind=pb_utils.MetricFamily.COUNTER,
         )
-        self._counters: dict[str, Any] = {}
+        self._counters = {
+            status.name.lower(): self._structures.Metric(labels={"model": self._name, "status": status.name.lower()})
+            for status in Status
+        }
+        # Kept: a metric dies with its family.
+        self._families = {
+            name: pb_utils.MetricFamily(
+                name=f"crystalforge_{name}_total",
+                description=f"{name.replace('_', ' ')} of the reward's workers",
+                kind=pb_utils.MetricFamily.COUNTER,
+            )
+            for name in self._service.counters()
+        }
+        self._inner = {name: family.Metric(labels={"model": self._name}) for name, family in self._families.items()}
+        self._seen = dict.fromkeys(self._inner, 0)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer a batch: an error of one request never becomes an error of another."""
-        tensors = [_inputs(request) for request in requests]
-        answers = self._service.answer(tensors)
-        return [self._respond(*pair) for pair in zip(requests, answers, strict=True)]
+        try:
+            answers = self._service.answer([_inputs(request) for request in requests])
+            self._publish_counters()
+            return [self._respond(*pair) for pair in zip(requests, answers, strict=True)]
+        except Exception as error:  # Triton would send the text to the clients
+            return [_failure(error)] * len(requests)
+
+    def _publish_counters(self) -> None:
+        for name, value in self._service.counters().items():
+            self._inner[name].increment(value - self._seen[name])
+            self._seen[name] = value
 
     def _respond(self, request: Any, answer: Any) -> Any:
         from serving.service import WireError
@@ -64,9 +88,7 @@ class TritonPythonModel:
         if isinstance(answer, WireError):
             return _error(f"malformed request: {answer}", pb_utils.TritonError.INVALID_ARG)
         if isinstance(answer, Exception):
-            ticket = uuid.uuid4().hex[:8]
-            pb_utils.Logger.log_error(f"[{ticket}] {type(answer).__name__}: {answer}")
-            return _error(f"the reward failed on this request; ticket {ticket} in the server's log", None)
+            return _failure(answer)
         import torch
 
         wanted = request.requested_output_names()
@@ -85,9 +107,6 @@ class TritonPythonModel:
 
     def _count(self, scores: Any) -> None:
         for status, number in scores.counts().items():
-            if status not in self._counters:
-                labels = {"model": self._name, "status": status}
-                self._counters[status] = self._structures.Metric(labels=labels)
             self._counters[status].increment(number)
 
 
@@ -100,6 +119,13 @@ def _text(text: str) -> Any:
     import torch
 
     return torch.tensor(list(text.encode()), dtype=torch.uint8).reshape(1, -1)
+
+
+def _failure(error: Exception) -> Any:
+    """The answer to a request that failed here: what happened is in the log, under the ticket that the client gets."""
+    ticket = uuid.uuid4().hex[:8]
+    pb_utils.Logger.log_error(f"[{ticket}] {''.join(traceback.format_exception(error))}")
+    return _error(f"the reward failed on this request; ticket {ticket} in the server's log", None)
 
 
 def _error(message: str, code: int | None) -> Any:

@@ -5,7 +5,9 @@ Bit for bit where the forward passes are the same; within the rounding of a sum 
 
 from __future__ import annotations
 
+import re
 import threading
+import urllib.request
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -173,6 +175,26 @@ def test_200_hostile_crystals_get_the_floor_and_a_status_and_the_server_stays_we
     assert (scores.values[floored] == CONFIG.floor).all()
     assert {"not_built", "bad_cell", "too_close", "too_large", "unknown_element"} <= scores.counts().keys()
     assert server.healthy()
+
+
+def test_metrics_tell_what_was_scored_and_how_the_hulls_were_found(server: TritonServer) -> None:
+    crystals = real_crystals(30, np.random.default_rng(5))
+    with server.connect(chunk_structures=30) as reward:
+        before, known = metrics(server), sum(server.scored(server.model).values())
+        for _ in range(3):
+            reward.score(crystals)
+    after = metrics(server)
+    lookups = sum(after[name] - before[name] for name in ("hull_cache_hits", "hull_cache_misses"))
+    assert after["structures"] - before["structures"] == 90 == sum(server.scored(server.model).values()) - known
+    assert lookups >= 90  # one for each crystal, and those of the probes
+    assert after["hull_cache_hits"] > before["hull_cache_hits"]
+
+
+def metrics(server: TritonServer) -> dict[str, float]:
+    """Our own counters on the metrics page, summed over their labels."""
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(server.metrics_url, timeout=10) as page:
+        found = re.findall(r"^crystalforge_(\w+)_total\{[^}]*\} (\S+)$", page.read().decode(), flags=re.MULTILINE)
+    return {name: sum(float(value) for other, value in found if other == name) for name, _ in found}
 
 
 def test_the_served_version_is_the_local_one(local: Reward, server: TritonServer) -> None:

@@ -97,6 +97,10 @@ class GuardedReward:
                 components[name][rows] = answer.components[name]
         return Scores(values, status, components)
 
+    def counters(self) -> dict[str, int]:
+        """What the judge counted since it was built, such as cache hits; for a service's metrics."""
+        return getattr(self.judge, "counters", dict)()
+
 
 def brought_home(crystal: Crystal) -> Crystal:
     """The same crystal without far images: a model's neighbour search spans the range of the coordinates, cubed."""

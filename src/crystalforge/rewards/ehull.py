@@ -31,6 +31,10 @@ class EHullJudge:
         self.digests = {"potential": potential.digest, "hull": hull.digest}
         self._correct = _needs_correction(config, potential, hull)
 
+    def counters(self) -> dict[str, int]:
+        """How often a chemical system's hull was at hand, and how often it had to be built."""
+        return {"hull_cache_hits": self._hull.hits, "hull_cache_misses": self._hull.misses}
+
     def judge(self, crystals: Sequence[Crystal]) -> Judgement:
         """See `Judge.judge`."""
         config = self._config
