@@ -39,7 +39,8 @@ class StepOutput(io.TextIOBase):
             self._log.write(line + "\n")
             shown = self._shown(line)
             if shown is not None:
-                print(shown, file=self._terminal, flush=True)
+                self._terminal.write(shown + "\n")  # not print(): the engine replaces it to indent
+                self._terminal.flush()
         self._log.flush()
         return len(text)
 

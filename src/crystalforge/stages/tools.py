@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PART = 1000  # crystals of one file: what an interrupted sampling loses at most
 LIKELIHOOD_BATCH = 256
+REQUEST = "request.json"
 
 
 def tokenize(sources: Sequence[Path], out: Path, *, processes: int | None = None) -> dict[str, int]:
@@ -125,7 +126,7 @@ def sample(
         "first_element_temperature": first_element_temperature,
         "precision": precision,
     }
-    _claim(out, request)
+    _refuse_other(out, request)
     built = 0
     with Progress("sample", n, unit="crystals") as progress:
         for first in range(0, n, PART):
@@ -154,6 +155,8 @@ def sample(
             crystals = to_crystals(samples.tokens)
             if cif:
                 _write_cifs(out / "cif", samples, crystals)
+            if not first:  # only now is it certain that the request can be met
+                write_json(out / REQUEST, request)
             with atomic_file(path) as temporary:
                 pq.write_table(_sample_table(samples, crystals), temporary)
             built += sum(crystal is not None for crystal in crystals)
@@ -279,17 +282,15 @@ def _training_weights(model: Path, info: dict[str, Any]) -> np.ndarray:
     return np.asarray(weights, dtype=np.float64)
 
 
-def _claim(out: Path, request: dict[str, Any]) -> None:
-    """Make `out` this request's directory, or raise InputError when it is another's."""
-    note = out / "request.json"
-    if not note.exists():
-        write_json(note, request)
-        return
-    known = json.loads(note.read_text())
+def _refuse_other(out: Path, request: dict[str, Any]) -> None:
+    """InputError when `out` holds crystals of another request."""
+    note = out / REQUEST
+    known = json.loads(note.read_text()) if note.exists() else request
     different = [name for name in request if known.get(name) != request[name]]
     if different:
         name = different[0]
         raise InputError(
-            f"holds crystals of another request: {name} was {known.get(name)!r}, now {request[name]!r}", source=out,
+            f"holds crystals of another request: {name} was {known.get(name)!r}, now {request[name]!r}",
+            source=out,
             remedy="give another output directory",
-        )  # fmt: skip
+        )

@@ -1,0 +1,27 @@
+"""The whole job at a size that tests can afford: real components, few crystals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+SMALL: dict[str, Any] = {
+    "seed": 0,
+    "data": {"source": {"kind": "prototypes"}, "limit": 300},
+    "model": {"layers": 1, "heads": 2, "head_size": 16, "width": 32, "embedding": 16, "dropout": 0.0},
+    "pretrain": {"epochs": 8, "batch_size": 64, "optimizer": {"learning_rate": 5e-3}},
+    "service": {"instances": 1},
+    "finetune": {"steps": 4, "batch_size": 24, "checkpoint_every": 1, "learning_rate": 1e-3},
+    "evaluate": {"samples": 24, "nearest": False, "gallery": 2, "candidates": 20},
+}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A params.yaml of the small job in a directory of its own."""
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    return path
