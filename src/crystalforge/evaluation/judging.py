@@ -23,7 +23,7 @@ from crystalforge.crystal import MAX_SITES, Crystal, Tokens
 from crystalforge.evaluation.matching import Matcher, Reduced
 from crystalforge.evaluation.protocols import MatcherSettings, Protocol
 from crystalforge.evaluation.reference import Nearest, Reference, composition_key, prototype_keys
-from crystalforge.evaluation.scoring import crystals_of
+from crystalforge.evaluation.scoring import crystals_of, formula
 from crystalforge.evaluation.validity import reduced_composition
 from crystalforge.rewards.protocol import Status
 
@@ -344,24 +344,17 @@ def _tokens_of(table: pa.Table) -> Tokens:
 
 
 def _write_nearest(table: pa.Table, relatives: Sequence[Nearest | None], reference: Reference) -> pa.Table:
-    from pymatgen.core import Composition
-    from pymatgen.core.periodic_table import Element
-
     rows = np.array(sorted({relative.row for relative in relatives if relative is not None}), dtype=np.int64)
     ids = dict(zip(rows.tolist(), reference.ids(rows) if len(rows) else [], strict=True))
     counts = dict(zip(rows.tolist(), reference.counts(rows) if len(rows) else [], strict=True))
 
-    def name(row: int) -> str:
-        parts = {Element.from_Z(int(z)): int(counts[row][z]) for z in np.flatnonzero(counts[row])}
-        return Composition(parts).reduced_formula
-
-    names = {row: name(row) for row in rows.tolist()}
+    names = {row: formula({int(z): int(counts[row][z]) for z in np.flatnonzero(counts[row])}) for row in rows.tolist()}
     columns = {
         "nearest_id": pa.array([None if r is None else ids[r.row] for r in relatives], pa.string()),
         "nearest_formula": pa.array([None if r is None else names[r.row] for r in relatives], pa.string()),
         "nearest_kind": pa.array([None if r is None else r.kind for r in relatives], pa.string()),
         "nearest_distance": pa.array([None if r is None else r.distance for r in relatives], pa.float64()),
     }
-    for name_, values in columns.items():
-        table = table.append_column(name_, values)
+    for name, values in columns.items():
+        table = table.append_column(name, values)
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -128,7 +129,7 @@ def _crystal_columns(crystals: Sequence[Crystal | None]) -> dict[str, object]:
         "lattice": [[] if c is None else c.lattice.ravel().tolist() for c in crystals],
         "atomic_numbers": [[] if c is None else c.numbers.tolist() for c in crystals],
         "frac_coords": [[] if c is None else c.frac.ravel().tolist() for c in crystals],
-        "formula": ["" if c is None else formula(c) for c in crystals],
+        "formula": ["" if c is None else formula(dict(reduced_composition(c))) for c in crystals],
         "n_atoms": [0 if c is None else len(c) for c in crystals],
         "n_elements": [0 if c is None else len(np.unique(c.numbers)) for c in crystals],
         "volume_per_atom": volume,
@@ -140,12 +141,14 @@ def _crystal_columns(crystals: Sequence[Crystal | None]) -> dict[str, object]:
     }
 
 
-def formula(crystal: Crystal) -> str:
-    """Reduced formula in the usual order of elements, such as `SrTiO3`."""
+def formula(composition: Mapping[int, int]) -> str:
+    """Reduced formula of atom counts by atomic number, in the usual order of elements, such as `SrTiO3`."""
     from pymatgen.core import Composition
     from pymatgen.core.periodic_table import Element
 
-    return Composition({Element.from_Z(z): n for z, n in reduced_composition(crystal)}).reduced_formula
+    with warnings.catch_warnings():  # elements without an electronegativity only lose their place in the order
+        warnings.simplefilter("ignore", UserWarning)
+        return Composition({Element.from_Z(z): n for z, n in composition.items()}).reduced_formula
 
 
 def crystals_of(table: pa.Table) -> list[Crystal | None]:

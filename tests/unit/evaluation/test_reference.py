@@ -95,3 +95,25 @@ def test_nearest_prefers_formula_then_structure_type_then_chemistry():
     (similar,) = reference.similar([((38, 1), (8, 2))])
     assert (similar.row, similar.kind) == (2, "similar")
     assert similar.distance > 0.5
+
+
+def test_reference_from_a_store_is_that_of_its_training_split(known, tmp_path):
+    from crystalforge.data.store import Rows, TokenStore
+
+    tokens, ids = known
+    split = (np.arange(len(ids)) % 3).astype(np.int8)  # train, val, test in turn
+    rows = Rows.of(tokens, ids, split=split)
+    TokenStore.write(
+        tmp_path / "store",
+        [rows],
+        rows=len(ids),
+        sites=int(tokens.n_sites.sum()),
+        id_bytes=sum(len(i.encode()) for i in ids),
+    )
+    reference = Reference.from_store(TokenStore.open(tmp_path / "store"))
+    expected = Reference.from_tokens(tokens[split == 0], [i for i, s in zip(ids, split, strict=True) if s == 0])
+    assert len(reference) == len(expected) == (split == 0).sum()
+    assert reference.keys.tolist() == expected.keys.tolist()
+    key = int(expected.keys[5])
+    assert reference.ids(reference.rows_of(key)) == expected.ids(expected.rows_of(key))
+    assert reference.counts(np.array([5])).tolist() == expected.counts(np.array([5])).tolist()
