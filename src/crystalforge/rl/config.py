@@ -24,7 +24,9 @@ class MonitorConfig(BaseModel):
         description="how much more the reward may have risen than the held-out score on the same crystals, in "
         "standard deviations of each at the first look; needs a held-out reward",
     )
-    min_unique: float | None = Field(default=0.5, ge=0, le=1, description="least share of unique crystals in a batch")
+    min_unique: float | None = Field(
+        default=0.5, ge=0, le=1, description="least share of unique crystals, as a fraction of the first look's"
+    )
     max_kl: float | None = Field(default=100.0, gt=0, description="largest KL(policy || base) in nats per crystal")
     max_floors: float | None = Field(default=None, ge=0, le=1, description="largest share of floored crystals")
     max_entropy_loss: float | None = Field(

@@ -90,7 +90,7 @@ def finetune(
     no crystal is scored twice. Raises InputError when `out` holds a run with another base, reward, configuration or
     seed (settings of extent, such as `steps`, may change), and passes RewardUnavailable on after saving its state.
     """
-    weights = weights_within(np.asarray(spacegroup_weights, dtype=np.float64), config.spacegroups)
+    weights = weights_within(np.asarray(spacegroup_weights, dtype=np.float64), config.spacegroups, config.constraints)
     policy, frozen = load_model(base, device=device).model, load_model(base, device=device).model
     frozen.requires_grad_(False)
     source = Source(weights, seed, config.constraints, config.group_size if config.grouped else 1)

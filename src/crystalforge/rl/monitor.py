@@ -34,6 +34,7 @@ class FirstLook:
     """The base model as first seen; everything later is compared with it. JSON-able."""
 
     entropy: dict[str, list[float]]  # of each factor: nats per crystal, and the variance of that mean
+    unique: float
     elements: list[float]
     spacegroups: list[float]
     gap: dict[str, float] | None = None
@@ -70,7 +71,7 @@ class Monitor:
         entropy = {name: list(_mean_and_variance(-_numpy(v))) for name, v in log_prob.factors().items()}
         elements, groups = _elements(scored.tokens), _spacegroups(scored)
         if self._first is None:
-            self._first = FirstLook(entropy, elements.tolist(), groups.tolist())
+            self._first = FirstLook(entropy, unique_share(scored.tokens), elements.tolist(), groups.tolist())
         metrics = {
             "drift/elements": _total_variation(elements, np.asarray(self._first.elements)),
             "drift/spacegroups": _total_variation(groups, np.asarray(self._first.spacegroups)),
@@ -86,7 +87,8 @@ class Monitor:
 
         n = len(scored)
         unique = unique_share(scored.tokens)
-        watch("share of unique crystals", unique, unique * (1 - unique) / n, config.min_unique, above=False)
+        fewest = None if config.min_unique is None else config.min_unique * self._first.unique
+        watch("share of unique crystals", unique, unique * (1 - unique) / n, fewest, above=False)
         watch("KL from the base", *_mean_and_variance(log_ratio), config.max_kl)
         floors = float(1 - scored.scores.ok.mean())
         watch("share of floored crystals", floors, floors * (1 - floors) / n, config.max_floors)

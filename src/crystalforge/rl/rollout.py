@@ -20,6 +20,7 @@ from crystalforge.common.errors import InputError
 from crystalforge.crystal.convert import to_crystals
 from crystalforge.crystal.tokens import Tokens
 from crystalforge.model.constraints import Constraints
+from crystalforge.model.constraints_automaton import feasible_spacegroups
 from crystalforge.model.network import CrystalFormer
 from crystalforge.model.sampler import draw_spacegroups, sample
 from crystalforge.rewards.protocol import Reward, Scores
@@ -61,12 +62,12 @@ class Source:
 
 
 def weights_within(
-    weights: Float64[np.ndarray, " 230"], spacegroups: Sequence[int] | None
+    weights: Float64[np.ndarray, " 230"], spacegroups: Sequence[int] | None, constraints: Constraints | None = None
 ) -> Float64[np.ndarray, " 230"]:
-    """`weights` restricted to `spacegroups` and normalised.
+    """`weights` restricted to `spacegroups` and to what `constraints` make possible, and normalised.
 
-    Where the training set has none of the groups asked for, they get equal weights: the wish counts more than the
-    data. Raises InputError when the weights themselves are no distribution.
+    Where the training set has none of the groups that remain, they get equal weights: the wish counts more than the
+    data. Raises InputError when the weights themselves are no distribution, or when no group remains.
     """
     if weights.shape != (230,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
         raise InputError(
@@ -74,10 +75,19 @@ def weights_within(
             source="spacegroup_weights",
             remedy="take them from a token store with TokenStore.spacegroup_weights('train')",
         )
-    if spacegroups is not None:
-        wanted = np.zeros(230)
-        wanted[np.asarray(spacegroups) - 1] = 1
-        weights = weights * wanted if (weights * wanted).any() else wanted
+    wanted = np.zeros(230)
+    wanted[np.asarray(spacegroups or range(1, 231)) - 1] = 1
+    if constraints is not None:
+        possible = np.zeros(230)
+        possible[np.asarray(feasible_spacegroups(constraints), dtype=np.int64) - 1] = 1
+        wanted *= possible
+    if not wanted.any():
+        raise InputError(
+            f"no crystal in the space groups {list(spacegroups or range(1, 231))} can meet the constraints",
+            source="constraints",
+            remedy="loosen the constraints, or allow more space groups",
+        )
+    weights = weights * wanted if (weights * wanted).any() else wanted
     return (weights / weights.sum()).astype(np.float64)
 
 

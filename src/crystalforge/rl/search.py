@@ -96,7 +96,7 @@ def search(
     """
     began = time.perf_counter()
     model = load_model(base).model
-    weights = weights_within(np.asarray(spacegroup_weights, dtype=np.float64), config.spacegroups)
+    weights = weights_within(np.asarray(spacegroup_weights, dtype=np.float64), config.spacegroups, config.constraints)
     claim(
         out / "identity.json",
         {
@@ -164,7 +164,7 @@ def _mcmc(
         for sweep in range(1, sweeps):
             rng = np.random.default_rng([source.seed, 3, sweep])
             index = np.arange(sweep * chains, (sweep + 1) * chains, dtype=np.int64)
-            move = rng.choice(len(MOVES), chains, p=[config.fresh] + [(1 - config.fresh) / 3] * 3)
+            move = rng.choice(len(MOVES), chains, p=move_shares(config))
             path = journal.step_file(out / "samples", sweep)
             proposal = _propose(config, model, source, now, move, index, rng)
             known = journal.recall(path, index)
@@ -184,6 +184,12 @@ def _mcmc(
             progress.update(note=f"reward {mean:.3f}")
     rates = {f"acceptance/{name}": taken[name] / tried[name] for name in MOVES if tried[name]}
     return now, rates
+
+
+def move_shares(config: SearchConfig) -> list[float]:
+    """How often each move is proposed. Under constraints elements change through fresh crystals only, which obey."""
+    local = [1.0, 1.0, 1.0] if config.constraints is None else [0.0, 1.0, 1.0]
+    return [config.fresh] + [(1 - config.fresh) * share / sum(local) for share in local]
 
 
 def _propose(

@@ -60,7 +60,7 @@ def test_collapse_and_distance_end_the_run_in_words(tmp_path, base, cubic):
     one[224] = 1.0
     reward = ElementReward(WANTED)
     collapse = MonitorConfig(every=1, min_unique=0.6, max_kl=None)
-    config = FinetuneConfig(monitor=collapse, **SETTINGS | {"learning_rate": 5e-2})
+    config = FinetuneConfig(monitor=collapse, **SETTINGS | {"learning_rate": 5e-2, "batch_size": 40})
     result = finetune(config, base, reward, one, tmp_path / "collapse", seed=0)
     assert result.stopped is not None
     assert "share of unique crystals" in result.stopped
