@@ -38,6 +38,10 @@ class Masks:
         self._site_elements = torch.tensor(self._plan.site_elements, device=device)
         self._site_classes = torch.tensor(self._plan.site_classes, device=device)
 
+    def start(self, index: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
+        """The cells of crystals without a site."""
+        return torch.zeros_like(index)
+
     def letters(self, slot: int, spacegroup: Int64[Tensor, " B"], cell: Int64[Tensor, " B"]) -> Bool[Tensor, "B 28"]:
         """Which letters (0: the pad) may stand at `slot`. That they ascend is the law's business."""
         count, cells = self._letters[spacegroup], self._cells[spacegroup]

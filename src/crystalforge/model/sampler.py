@@ -111,7 +111,7 @@ def stream(
     masks = None
     if constraints is not None and len(spacegroups):
         masks = Masks(constraints, spacegroups.tolist(), model.config.max_sites, model.head.weight.device)
-    sampler = _Sampler(
+    sampler = Sampler(
         model, Streams(seed), Sharpening(temperature, top_p), first_element_temperature, law, masks, precision
     )
     for start in range(0, len(spacegroups), batch_size):
@@ -137,14 +137,15 @@ def draw_spacegroups(
 class _Wave:
     """The crystals of one batch while they grow; row b of every tensor belongs to one of them."""
 
-    def __init__(self, sampler: _Sampler, spacegroups: Int64[np.ndarray, " n"], first_index: int) -> None:
+    def __init__(self, sampler: Sampler, spacegroups: Int64[np.ndarray, " n"], first_index: int) -> None:
         n, slots, device = len(spacegroups), sampler.slots, sampler.decoder.device
         self.spacegroup = torch.tensor(spacegroups, dtype=torch.int64, device=device)  # a copy: its rows move
         self.index = torch.arange(first_index, first_index + n, device=device)
         self.wyckoff = torch.zeros((n, slots), dtype=torch.int64, device=device)
         self.element = torch.zeros((n, slots), dtype=torch.int64, device=device)
         self.coords = torch.zeros((n, slots, 3), dtype=torch.float64, device=device)
-        self.cell = torch.zeros_like(self.index)  # the state of the constraints
+        # The state of the constraints; without any, a number that nobody reads.
+        self.cell = torch.zeros_like(self.index) if sampler.masks is None else sampler.masks.start(self.index)
         self.log_prob = torch.zeros((n, len(FACTORS)), dtype=torch.float64, device=device)
         self.log_prob_drawn = torch.zeros_like(self.log_prob)
         self.letter_logits = sampler.network.first_wyckoff_logits(self.spacegroup)
@@ -162,7 +163,7 @@ class _Wave:
         return len(self.index)
 
 
-class _Sampler:
+class Sampler:
     """The options of one run with the packed network."""
 
     def __init__(

@@ -102,10 +102,19 @@ class CloseRanks:
 
 
 class Memory:
-    """What one block keeps of the positions seen so far: keys in pages, inputs in one buffer."""
+    """What one block keeps of the positions seen so far: keys in pages, inputs in one buffer.
 
-    def __init__(self, rows: int, heads: int, capacity: int, page: int) -> None:
-        self.rows, self.heads, self.capacity, self.page = rows, heads, capacity, page
+    Buffers outlive a batch: to touch fresh memory costs more than to write it.
+    """
+
+    def __init__(self, heads: int, capacity: int, page: int) -> None:
+        self.heads, self.capacity, self.page = heads, capacity, page
+        self._buffers: list[Tensor] = []
+        self.restart(0)
+
+    def restart(self, rows: int) -> None:
+        """Forget everything, for a batch of `rows`."""
+        self.rows = rows
         self.keys: list[Tensor] = []
         self.inputs: Tensor | None = None
 
@@ -113,15 +122,23 @@ class Memory:
         self, position: int, key: Float[Tensor, "B I"], entry: Float[Tensor, "B D"], key_dtype: torch.dtype
     ) -> None:
         """Keep the key and the normalised input of `position`."""
-        page, place = divmod(position, self.page)
-        if page == len(self.keys):
-            size = key.shape[1] // self.heads
-            self.keys.append(key.new_zeros((self.rows * self.heads, self.page, size), dtype=key_dtype))
+        number, place = divmod(position, self.page)
+        if number == len(self.keys):
+            self.keys.append(self._new_page(number, key.shape[1] // self.heads, key_dtype, key.device))
         shape = (self.rows, self.heads)
-        self.keys[page].unflatten(0, shape)[:, :, place] = key.unflatten(1, (self.heads, -1))
+        self.keys[number].unflatten(0, shape)[:, :, place] = key.unflatten(1, (self.heads, -1))
         if self.inputs is None:
             self.inputs = entry.new_empty((self.rows, self.capacity, entry.shape[1]))
         self.inputs[:, position] = entry
+
+    def _new_page(self, number: int, size: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "BH page d"]:
+        shape = (self.rows * self.heads, self.page, size)
+        needed = math.prod(shape)
+        if number == len(self._buffers):
+            self._buffers.append(torch.empty(needed, dtype=dtype, device=device))
+        elif len(self._buffers[number]) < needed:
+            self._buffers[number] = torch.empty(needed, dtype=dtype, device=device)
+        return self._buffers[number][:needed].view(shape)
 
     def attend(self, position: int, query: Float[Tensor, "B I"]) -> Float[Tensor, "B M"]:
         """Each head's average input under its attention weights, over positions 0..position."""
@@ -156,16 +173,18 @@ class Decoder:
         self.device = model.head.weight.device
         # bfloat16 keys only where small bfloat16 products are fast.
         self.key_dtype = self.product if self.device.type != "cpu" else self.stream
-        self.config = model.config
         self.network = copy.deepcopy(model).eval().requires_grad_(False)
         self.blocks = [PackedBlock.pack(cast(Block, block), self.stream, self.product) for block in self.network.blocks]
         self.network.to(self.stream)  # from here on for its embeddings and heads
-        self.capacity = self.network.cos.shape[0]
+        capacity = self.network.cos.shape[0]
+        page = PAGE if self.device.type == "cpu" else capacity
+        self._memory = [Memory(model.config.heads, capacity, page) for _ in self.blocks]
 
     def start(self, rows: int) -> list[Memory]:
-        """Empty memory of `rows` crystals, one entry per block."""
-        page = PAGE if self.device.type == "cpu" else self.capacity
-        return [Memory(rows, self.config.heads, self.capacity, page) for _ in self.blocks]
+        """Empty memory of `rows` crystals, one entry per block. It is the decoder's own: one batch at a time."""
+        for memory in self._memory:
+            memory.restart(rows)
+        return self._memory
 
     def step(self, x: Float[Tensor, "B D"], memory: list[Memory], position: int) -> Float[Tensor, "B D"]:
         """The final hidden state (after the last norm) of the token `x` at `position`."""
