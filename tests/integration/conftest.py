@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,13 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    """A params.yaml of the small job in a directory of its own."""
-    path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(SMALL))
-    return path
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes a directory of the given name with a params.yaml of the small job; returns that file."""
+
+    def make(name: str) -> Path:
+        path = tmp_path_factory.mktemp(name) / "params.yaml"
+        path.write_text(yaml.safe_dump(SMALL))
+        return path
+
+    return make

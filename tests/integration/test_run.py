@@ -8,13 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 pytestmark = [pytest.mark.triton, pytest.mark.xdist_group("run")]
 
+ROOT = Path(__file__).resolve().parents[2]
+Small = Callable[[str], Path]
 FIGURES = ("mean_e_above_hull", "stable_rate", "unique_rate", "novel_rate", "sun_rate", "kl_to_base")
 
 
@@ -26,11 +30,9 @@ def start(params: Path, *arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str], params: Path) -> dict[str, Any]:
+def finish(process: subprocess.Popen[str], params: Path) -> None:
     code = process.wait(timeout=500)
-    text = (params.parent / "log").read_text()
-    assert code == 0, text[-4000:]
-    return json.loads((params.parent / "runs" / "latest" / "summary.json").read_text())
+    assert code == 0, (params.parent / "log").read_text()[-4000:]
 
 
 def judged(summary: dict[str, Any]) -> Any:
@@ -38,71 +40,111 @@ def judged(summary: dict[str, Any]) -> Any:
     return summary["models"], summary["comparison"], summary["content"]["pretrain"], summary["content"]["finetune"]
 
 
-def in_finetune(runs: Path) -> bool:
-    return any(runs.glob("*/finetune/metrics.jsonl"))
+@pytest.fixture(scope="module")
+def undisturbed(small: Small) -> Path:
+    """The directory of one whole run."""
+    params = small("undisturbed")
+    finish(start(params), params)
+    return params.parent
 
 
-def test_the_main_job_and_its_resumption(tmp_path_factory: pytest.TempPathFactory, small: Path) -> None:
-    summary = finish(start(small), small)
-    place = small.parent / "runs" / "latest"
+def summary_of(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "runs" / "latest" / "summary.json").read_text())
 
+
+def test_the_run_ends_with_figures_intervals_and_paths(undisturbed: Path) -> None:
+    summary = summary_of(undisturbed)
     for label in ("base", "tuned"):
         for name in FIGURES:
             figure = summary["models"][label]["metrics"][name]
             assert {"value", "low", "high"} <= figure.keys(), name
-    assert (place / "evaluate" / "report.html").stat().st_size > 100_000
-    text = (small.parent / "log").read_text()
-    assert "fine-tuned" in text
-    assert "report.html" in text
-    assert "left" in text, "long stages show the time left"
+    assert (undisturbed / "runs" / "latest" / "evaluate" / "report.html").stat().st_size > 100_000
+    text = (undisturbed / "log").read_text()
+    for said in ("fine-tuned", "report.html", "summary.json", "models:/", "left"):
+        assert said in text
+    assert "KFP Executor" not in text
 
-    # Triton's own counters agree with what the run scored: fine-tuning's batches and both models' samples.
-    counted = json.loads((place / "service.json").read_text())
+
+def test_triton_counted_as_many_crystals_as_the_run_scored(undisturbed: Path) -> None:
+    counted = json.loads((undisturbed / "runs" / "latest" / "service.json").read_text())
     assert sum(counted["structures"].values()) == 4 * 24 + 2 * 24
     assert counted["failures"] == 0
 
+
+def test_the_tracking_server_has_the_run_and_the_registry_a_model_that_samples(undisturbed: Path) -> None:
+    import mlflow
+    import pandas as pd
+
     from crystalforge.integrations import mlflow as tracking
 
-    api = tracking.client(f"sqlite:///{small.parent}/runs/mlflow.db")
+    uri = f"sqlite:///{undisturbed}/runs/mlflow.db"
+    api = tracking.client(uri)
     version = api.get_model_version_by_alias("crystalforge-generator", "candidate")
     assert version.tags["reward_digest"]
-    parent = (place / "mlflow_run_id").read_text().strip()
+    parent = (undisturbed / "runs" / "latest" / "mlflow_run_id").read_text().strip()
     experiment = api.get_run(parent).info.experiment_id
     children = api.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
     assert {run.info.run_name for run in children} == {"ingest", "pretrain", "finetune", "evaluate", "register"}
     assert {run.info.status for run in children} == {"FINISHED"}
+    (ingested,) = [run for run in children if run.info.run_name == "ingest"]
+    assert ingested.inputs.dataset_inputs[0].dataset.digest
 
-    import mlflow
-    import pandas as pd
-
-    mlflow.set_tracking_uri(f"sqlite:///{small.parent}/runs/mlflow.db")
+    mlflow.set_tracking_uri(uri)
     sampler = mlflow.pyfunc.load_model("models:/crystalforge-generator@candidate")
     written = sampler.predict(pd.DataFrame({"spacegroup": [225], "n": [3], "seed": [7]}))
     assert len(written) == 3
     assert (written["spacegroup"] == 225).all()
 
-    # The same again, killed without warning while it fine-tunes, and started again.
-    other = tmp_path_factory.mktemp("killed") / "params.yaml"
-    other.write_text(small.read_text())
-    process = start(other)
+
+def test_killed_in_fine_tuning_it_goes_on_and_ends_with_the_same_figures(undisturbed: Path, small: Small) -> None:
+    params = small("killed")
+    runs = params.parent / "runs"
+    process = start(params)
     deadline = time.monotonic() + 300
-    while not in_finetune(other.parent / "runs"):
-        assert process.poll() is None, (other.parent / "log").read_text()[-4000:]
+    while not any(runs.glob("*/finetune/metrics.jsonl")):
+        assert process.poll() is None, (params.parent / "log").read_text()[-4000:]
         assert time.monotonic() < deadline, "fine-tuning never began"
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    again = finish(start(other), other)
-    assert judged(again) == judged(summary)
-    assert len(list((other.parent / "runs").glob("2*"))) == 1, "the killed run went on in its own directory"
+    finish(start(params), params)
+    assert judged(summary_of(params.parent)) == judged(summary_of(undisturbed))
+    assert len(list(runs.glob("2*"))) == 1, "the killed run went on in its own directory"
 
 
-def test_a_reward_server_that_is_away_is_one_message_and_exit_code_2(small: Path) -> None:
+def test_dvc_repro_gives_the_same_metrics(undisturbed: Path, small: Small) -> None:
+    params = small("dvc")
+    place = params.parent
+    (place / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+    def call(*command: str) -> str:
+        done = subprocess.run(
+            command, cwd=place, env=os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return done.stdout
+
+    # dvc reads every section that a stage names: what the small file leaves to its defaults is written out.
+    from crystalforge.config import load
+
+    whole = load(params).model_dump(mode="json", by_alias=True)
+    params.write_text(yaml.safe_dump(whole))
+    call("dvc", "init", "--no-scm", "--quiet")
+    call("dvc", "repro")
+    shown = json.loads(call("dvc", "metrics", "show", "--json"))
+    (found,) = shown[""]["data"].values()
+    assert found["data"]["models"] == summary_of(undisturbed)["models"]
+    call("dvc", "plots", "show")
+    assert (place / "dvc_plots" / "index.html").exists()
+    assert "didn't change" in call("dvc", "repro"), "nothing is redone when nothing changed"
+
+
+def test_a_reward_server_that_is_away_is_one_message_and_exit_code_2(small: Small) -> None:
+    params = small("away")
     arguments = ["--set", "service.url=127.0.0.1:9", "--set", "service.patience_s=1", "--set", "pretrain.epochs=1"]
-    process = start(small, *arguments)
-    assert process.wait(timeout=300) == 2
-    text = (small.parent / "log").read_text()
+    assert start(params, *arguments).wait(timeout=300) == 2
+    text = (params.parent / "log").read_text()
     assert "127.0.0.1:9" in text
-    assert text.count("Traceback") == 0
-    runs = small.parent / "runs" / "latest"
-    assert (runs / "pretrain" / "stage.json").exists(), "what was computed is kept"
+    assert "Traceback" not in text
+    assert (params.parent / "runs" / "latest" / "pretrain" / "stage.json").exists(), "what was computed is kept"

@@ -34,6 +34,7 @@ class Progress:
         self._began = time.monotonic()
         self._printed = 0.0
         self._note = ""
+        self._last = -1  # what was done when the last line was printed
 
     def __enter__(self) -> Progress:
         return self
@@ -66,6 +67,9 @@ class Progress:
         return "  ".join(part for part in parts if part)
 
     def _print(self, final: bool = False) -> None:
+        if final and not self._redraw and self.done == self._last:
+            return  # the log has it already
+        self._last = self.done
         end = "\n" if final or not self._redraw else ""
         start = "\r\x1b[K" if self._redraw else ""
         print(f"{start}{self.line()}", end=end, file=self._stream, flush=True)

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from crystalforge.common.errors import InputError
-from crystalforge.common.files import sha256_json, write_json
+from crystalforge.common.files import atomic_file, sha256_json, write_json
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
@@ -190,3 +190,15 @@ def end_with(process: int) -> None:
             time.sleep(0.5)
 
     threading.Thread(target=watch, name="watch-pipeline", daemon=True).start()
+
+
+def write_history(directory: Path) -> None:
+    """`metrics.jsonl` as `history.csv`, which data-versioning tools can plot: one row a step, empty where unknown."""
+    import csv
+
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with atomic_file(directory / "history.csv") as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crystalforge.stages.base import Stage
+from crystalforge.stages.base import Stage, write_history
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
@@ -37,7 +37,8 @@ def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any
                     on_metrics=stage.on_metrics,
                 )
                 version = reward.version
-            stage.artifact(out / "metrics.jsonl")
+            write_history(out)
+            stage.artifact(out / "history.csv")
             metrics = result.metrics | {"reward": version.name, "reward_digest": version.digest}
             stage.finish(weights_hash(load_model(result.model_dir).model), metrics)
     return stage.outcome

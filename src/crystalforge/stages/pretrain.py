@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crystalforge.stages.base import Stage
+from crystalforge.stages.base import Stage, write_history
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
@@ -24,6 +24,7 @@ def pretrain(config: Config, data: Path, out: Path) -> dict[str, Any]:
 
             store = TokenStore.open(data / "store")
             result = run(config.model, config.pretrain, store, out, seed=config.seed, on_metrics=stage.on_metrics)
-            stage.artifact(out / "metrics.jsonl")
+            write_history(out)
+            stage.artifact(out / "history.csv")
             stage.finish(weights_hash(load_model(result.model_dir).model), result.metrics)
     return stage.outcome
