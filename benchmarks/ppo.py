@@ -49,9 +49,9 @@ def main() -> None:
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
     source = Source(np.full(230, 1 / 230), seed=0)
     seconds: dict[str, list[float]] = {"sample": [], "log_probs": [], "update": []}
-    sites = []
+    sites, cpu = [], []
     for step in range(arguments.steps + 1):
-        begun = time.perf_counter()
+        begun, begun_cpu = time.perf_counter(), time.process_time()
         tokens, _ = source.draw(policy, step * config.batch_size, config.batch_size)
         drawn = time.perf_counter()
         batch = TokenBatch.from_tokens(tokens)
@@ -82,12 +82,14 @@ def main() -> None:
             seconds["sample"].append(drawn - begun)
             seconds["log_probs"].append(measured - drawn)
             seconds["update"].append(time.perf_counter() - measured)
+            cpu.append(time.process_time() - begun_cpu)
             sites.append(float(tokens.n_sites.mean()))
     phases = {name: float(np.median(values)) for name, values in seconds.items()}
     total = float(np.median(np.sum(list(seconds.values()), axis=0)))
     result = {
         "benchmark": "ppo",
         "seconds_per_step": total,
+        "cpu_seconds_per_step": float(np.median(cpu)),  # over all cores: what a busy machine cannot stretch much
         "seconds": phases,
         "batch_size": config.batch_size,
         "inner_steps": config.inner_steps,

@@ -3,13 +3,21 @@
 The same pieces serve the log-probabilities at sampling and every later pass, with the same kernels and the same
 precision: the first ratio p/p_old is therefore exactly 1, and any deviation is a defect.
 
+On a CPU the pieces run side by side, one single-threaded piece per core: products of this size gain little from
+more threads and lose much when another process wants the core. Gradients are summed in the order of the pieces, so
+the number of cores changes no bit.
+
 Shapes: B samples of the batch, b rows of one piece.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +73,32 @@ def _pieces(units: np.ndarray, longest: np.ndarray, piece_tokens: int) -> list[n
         if full:
             pieces.append(units[start:end])
             start = end
-    return pieces
+    return pieces[::-1]  # the longest first, so that no core waits for it at the end
+
+
+@contextmanager
+def one_thread() -> Iterator[int]:
+    """One thread per operation within; gives the number that was set before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _side_by_side(device: torch.device) -> Iterator[Callable[..., Any]]:
+    """A `map` over pieces: on a CPU over as many threads as torch was given, elsewhere one after the other."""
+    if device.type != "cpu":
+        yield map
+        return
+    with one_thread() as threads:
+        if threads == 1:
+            yield map
+            return
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
 
 
 def measure(model: CrystalFormer, batch: TokenBatch, plan: Plan, *, as_in_update: bool = True) -> LogProb:
@@ -75,12 +108,18 @@ def measure(model: CrystalFormer, batch: TokenBatch, plan: Plan, *, as_in_update
     False for a model that is not updated.
     """
     parts = {name: torch.full((len(batch),), torch.nan, device=batch.device) for name in _FACTORS}
-    for rows in _all_pieces(plan):
+    pieces = _all_pieces(plan)
+
+    def factors(rows: Rows) -> dict[str, Tensor]:
         with torch.set_grad_enabled(as_in_update):
             piece = log_prob(model, batch[torch.from_numpy(rows).to(batch.device)].truncated())
-        for name, values in piece.factors().items():
-            parts[name] = parts[name].to(values.dtype)
-            parts[name][rows] = values.detach()
+        return {name: values.detach() for name, values in piece.factors().items()}
+
+    with _side_by_side(batch.device) as each:
+        for rows, piece in zip(pieces, each(factors, pieces), strict=True):
+            for name, values in piece.items():
+                parts[name] = parts[name].to(values.dtype)
+                parts[name][rows] = values
     return LogProb(**parts)
 
 
@@ -137,6 +176,15 @@ def improve(
     outside: list[float] = []
     first_error, largest, stopped, skipped = 0.0, 1.0, False, 0
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+
+    def piece(rows: Rows, count: int) -> tuple[float, Tensor, tuple[Tensor | None, ...]]:
+        """Loss, ratios and gradients of one piece."""
+        index = torch.from_numpy(rows).to(batch.device)
+        now = log_prob(policy, batch[index].truncated()).total
+        value = loss(index, now).sum() / count
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        return float(value.detach()), ratio(now.detach(), log_prob_old[index]).double(), gradients
+
     for _ in range(passes):
         for minibatch in plan:
             count = sum(len(rows) for rows in minibatch)
@@ -144,13 +192,11 @@ def improve(
                 continue
             optimizer.zero_grad(set_to_none=True)
             total, rhos = 0.0, []
-            for rows in minibatch:
-                index = torch.from_numpy(rows).to(batch.device)
-                now = log_prob(policy, batch[index].truncated()).total
-                value = loss(index, now).sum() / count
-                value.backward()
-                total += float(value.detach())
-                rhos.append(ratio(now.detach(), log_prob_old[index]).double())
+            with _side_by_side(batch.device) as each:
+                for value, rho, gradients in each(partial(piece, count=count), minibatch):
+                    total += value
+                    rhos.append(rho)
+                    _accumulate(parameters, gradients)
             rho = torch.cat(rhos)
             kl = float((rho - 1 - rho.log()).mean())
             if not losses:
@@ -181,6 +227,13 @@ def improve(
         skipped_steps=skipped,
         stopped_early=stopped,
     )
+
+
+def _accumulate(parameters: Sequence[torch.nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+    """Add gradients to the parameters'."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -26,6 +26,7 @@ from crystalforge.model.sampler import draw_spacegroups, sample
 from crystalforge.rewards.protocol import Reward, Scores
 from crystalforge.rl import journal
 from crystalforge.rl.journal import Scored
+from crystalforge.rl.policy import one_thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +51,14 @@ class Source:
     def draw(self, model: CrystalFormer, first_index: int, count: int) -> tuple[Tokens, Float64[np.ndarray, " B"]]:
         """Crystals first_index, ... in this order, and their log-probabilities under the model."""
         model.eval()
-        samples = sample(
-            model,
-            self.spacegroups(first_index, count),
-            seed=self.seed,
-            first_index=first_index,
-            constraints=self.constraints,
-        )
+        with one_thread():
+            samples = sample(
+                model,
+                self.spacegroups(first_index, count),
+                seed=self.seed,
+                first_index=first_index,
+                constraints=self.constraints,
+            )
         assert np.array_equal(samples.index, np.arange(first_index, first_index + count))
         return samples.tokens, samples.total_log_prob
 

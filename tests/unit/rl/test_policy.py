@@ -137,6 +137,31 @@ def test_the_gradient_of_ppo_on_the_network_equals_finite_differences(tiny_model
         ), name
 
 
+def test_the_number_of_cores_changes_no_bit(tiny_model, drawn):
+    batch = TokenBatch.from_tokens(drawn)
+    advantage = torch.linspace(-1, 1, len(drawn))
+    start = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+    ends = []
+    for threads in (1, 3):
+        tiny_model.load_state_dict(start)
+        torch.set_num_threads(threads)
+        try:
+            plan = make_plan(drawn.n_sites, np.arange(len(drawn)), piece_tokens=100)
+            assert len(plan[0]) > 3
+            old = measure(tiny_model, batch, plan).total
+            health = improve(
+                tiny_model, torch.optim.Adam(tiny_model.parameters(), lr=1e-2), batch, plan, old,
+                lambda rows, now, old=old: objective.ppo(now, old[rows], advantage[rows], 0.2),
+                passes=3, clip=0.2, gradient_clip=1.0,
+            )  # fmt: skip
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(1)
+        assert health.first_ratio_error == 0.0
+        ends.append(torch.cat([parameter.detach().reshape(-1) for parameter in tiny_model.parameters()]))
+    assert torch.equal(ends[0], ends[1])
+
+
 def test_passes_end_once_the_policy_has_moved_too_far(tiny_model, drawn):
     batch = TokenBatch.from_tokens(drawn)
     plan = make_plan(drawn.n_sites, np.arange(len(drawn)), piece_tokens=10**6)
