@@ -119,11 +119,16 @@ def element_rows(potential: Potential) -> list[Row]:
     ]
 
 
-def prototype_rows(prototype: Prototype, elements: Sequence[Row], potential: Potential, *, seed: int) -> list[Row]:
-    """All decorations of one structure type with a formation energy below the bound; the original one always."""
+def prototype_rows(
+    prototype: Prototype, elements: Sequence[Row], potential: Potential, *, seed: int, limit: int | None = None
+) -> list[Row]:
+    """All decorations of one structure type with a formation energy below the bound; the original one always.
+
+    limit: make the first so many substitutions only (each is computed without regard to the others).
+    """
     original = tuple(prototype.elements)
     count = round(DECORATIONS[len(original)] * min(1.0, FULL_QUOTA_ATOMS / len(prototype.structure)))
-    symbols = [original, *decorations(prototype, count, seed=seed)]
+    symbols = [original, *decorations(prototype, min(count, limit or count), seed=seed)]
     references = {row.atomic_numbers[0]: row.energy_per_atom for row in elements}
     trial = [at_predicted_volume(prototype, names) for names in symbols]
     kept = [index for index, crystal in enumerate(trial) if set(crystal.numbers.tolist()) <= set(references)]
