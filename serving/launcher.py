@@ -147,7 +147,7 @@ class TritonServer:
         self.security = security or ServerSecurity()
         self.client = client or ClientConfig()
         self._own_folder = None if run_dir is not None else tempfile.TemporaryDirectory(prefix="crystalforge-triton-")
-        self.run_dir = Path(self._own_folder.name) if self._own_folder is not None else Path(run_dir or ".")
+        self.run_dir = Path(self._own_folder.name) if self._own_folder is not None else Path(run_dir or ".").resolve()
         self.address, self._grpc_port, self._metrics_port = address, grpc_port, metrics_port
         self.startup_s, self.quiet = startup_s, quiet
         self._watch = threading.Thread(target=self._keep_well, name="watch-triton", daemon=True) if watched else None

@@ -77,6 +77,7 @@ def materialize(
     Each model is put in place whole or not at all, so a server that reads the folder never sees half of one. The
     files of a version lie in `out`/.files/name/version. Raises InputError when a name or its alias is not registered.
     """
+    out = out.resolve()  # the workers look for their files from another folder
     api = client(uri)
     versions = {}
     for name in names:
