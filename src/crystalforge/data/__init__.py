@@ -1,0 +1,1 @@
+"""Sources of crystals -> one columnar token store -> batches. Start at `ingest.ingest` and `store.TokenStore`."""
