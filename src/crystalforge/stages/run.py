@@ -15,7 +15,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from datetime import datetime
@@ -60,24 +60,41 @@ def run(config: Config, directory: Path, *, fresh: bool = False) -> Path:
     began = time.monotonic()
     with _locked(place):
         (place / ERROR).unlink(missing_ok=True)
-        with _tracked(config, place), _served(config, place):
-            _execute(config, place)
+        with tracked(config, place), served(config, place):
+            from pipelines.arguments import arguments
+
+            discovery = pipeline_named("discovery")
+            execute(discovery, arguments(discovery, config, str(place.resolve())), place)
             summary = _summarise(place, seconds=time.monotonic() - began)
     _print(place, summary)
     return place
 
 
-def _execute(config: Config, place: Path) -> None:
-    """Run the pipeline by KFP's local runner; a step's own error message becomes ours."""
+def pipeline_named(name: str, cluster: Path | None = None) -> Callable[..., Any]:
+    """A pipeline of the catalog, for the cluster that a YAML file describes, or for this machine.
+
+    Raises InputError for an unknown name, a wrong key in the file, or where the workflow engine is not installed.
+    """
     try:
-        from kfp import local
+        from pipelines.catalog import PIPELINES
+        from pipelines.cluster import ClusterConfig
     except ImportError as error:
         from crystalforge.common.errors import missing_extra
 
         raise missing_extra("kfp", "pipelines", error) from None
-    from pipelines.arguments import arguments
-    from pipelines.discovery import discovery
+    from crystalforge.common.settings import read_yaml, validated
 
+    if name not in PIPELINES:
+        raise InputError(f"there is no pipeline {name!r}", remedy=f"choose one of {', '.join(PIPELINES)}")
+    settings = None if cluster is None else validated(ClusterConfig, read_yaml(cluster), source=cluster)
+    return PIPELINES[name](settings)
+
+
+def execute(pipeline: Callable[..., Any], values: Mapping[str, Any], place: Path) -> None:
+    """Run a pipeline by KFP's local runner in `place`; a step's own error message becomes ours."""
+    from kfp import local
+
+    began = time.time()
     warnings.filterwarnings("ignore", module="kfp")
     logging.getLogger("kfp").setLevel(logging.WARNING)
     os.environ[PIPELINE_VARIABLE] = str(os.getpid())
@@ -89,16 +106,17 @@ def _execute(config: Config, place: Path) -> None:
     )
     try:
         with (place / "pipeline.log").open("a") as log, redirect_stdout(StepOutput(sys.stdout, log)):
-            discovery(**arguments(config, str(place.resolve())))
+            pipeline(**values)
     except RuntimeError:
-        note = place / ERROR
-        if note.exists():
-            raise InputError(json.loads(note.read_text())["error"]) from None
+        # Variants of a sweep have folders of their own below ours; notes of earlier attempts tell nothing.
+        for note in sorted(place.rglob(ERROR)):
+            if note.stat().st_mtime >= began:
+                raise InputError(json.loads(note.read_text())["error"]) from None
         raise
 
 
 @contextmanager
-def _tracked(config: Config, place: Path) -> Iterator[str | None]:
+def tracked(config: Config, place: Path) -> Iterator[str | None]:
     """Open the pipeline's tracked run; its id reaches the stages as the workflow engine would hand it over."""
     if not config.tracking.enabled:
         yield None
@@ -129,7 +147,7 @@ def _tracked(config: Config, place: Path) -> Iterator[str | None]:
 
 
 @contextmanager
-def _served(config: Config, place: Path) -> Iterator[None]:
+def served(config: Config, place: Path) -> Iterator[None]:
     """One reward server for all stages, started while the first ones work; none where a stage must see to it."""
     from serving.launcher import available
 
@@ -229,7 +247,8 @@ def _print(place: Path, summary: dict[str, Any]) -> None:
     console.print(f"report      {summary['report']}", soft_wrap=True)
     console.print(f"summary     {place / SUMMARY}", soft_wrap=True)
     named = f"{registered['uri']} (version {registered['version']}), " if "uri" in registered else ""
-    console.print(f"model       {named}{registered['weights']}: the {registered['model']} model", soft_wrap=True)
+    weights = place / {"base": "pretrain", "tuned": "finetune"}[registered["model"]] / "model"
+    console.print(f"model       {named}{weights}: the {registered['model']} model", soft_wrap=True)
     console.print(f"time        {summary['seconds']:.0f} s", soft_wrap=True)
 
 
