@@ -8,7 +8,7 @@ from components.image import TRAIN_IMAGE
 @dsl.component(base_image=TRAIN_IMAGE, packages_to_install=[], install_kfp_package=False)
 def evaluate(
     workspace: str,
-    seed: int,
+    seed: str,
     reward_config: str,
     service_config: str,
     evaluate_config: str,

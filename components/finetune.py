@@ -8,11 +8,12 @@ from components.image import TRAIN_IMAGE
 @dsl.component(base_image=TRAIN_IMAGE, packages_to_install=[], install_kfp_package=False)
 def finetune(
     workspace: str,
-    seed: int,
+    seed: str,
     reward_config: str,
     service_config: str,
     finetune_config: str,
     tracking_config: str,
+    trainjob_config: str,
     dataset: dsl.Input[dsl.Dataset],
     base: dsl.Input[dsl.Model],
     model: dsl.Output[dsl.Model],
@@ -34,4 +35,5 @@ def finetune(
         inputs={"data": dataset.path, "base": base.path},
         outputs=model.path,
         metadata=[model.metadata, metrics.metadata],
+        trainjob=trainjob_config,
     )

@@ -8,10 +8,11 @@ from components.image import TRAIN_IMAGE
 @dsl.component(base_image=TRAIN_IMAGE, packages_to_install=[], install_kfp_package=False)
 def pretrain(
     workspace: str,
-    seed: int,
+    seed: str,
     model_config: str,
     pretrain_config: str,
     tracking_config: str,
+    trainjob_config: str,
     dataset: dsl.Input[dsl.Dataset],
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
@@ -31,4 +32,5 @@ def pretrain(
         inputs={"data": dataset.path},
         outputs=model.path,
         metadata=[model.metadata, metrics.metadata],
+        trainjob=trainjob_config,
     )

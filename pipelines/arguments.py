@@ -3,16 +3,67 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
+from crystalforge.common.errors import InputError
 from crystalforge.config import Config
 from crystalforge.integrations.dvc import data_version
 
 
-def arguments(config: Config, workspace: str) -> dict[str, Any]:
-    """The parameters of `discovery` for this configuration: each section as JSON text, with a stable key order."""
+def arguments(
+    pipeline: Any,
+    config: Config,
+    workspace: str,
+    *,
+    base_model: str | None = None,
+    taus: Sequence[float] = (),
+    seeds: Sequence[int] = (),
+) -> dict[str, Any]:
+    """The values of `pipeline`'s parameters: each section as JSON text, with a stable key order.
+
+    base_model: for `finetune`. taus, seeds: for `sweep`; none: the configuration's own. Raises InputError when the
+    pipeline needs something that was not given.
+    """
     sections = config.model_dump(mode="json", by_alias=True)
     seed = sections.pop("seed")
-    version = data_version(getattr(config.data.source, "path", None))
-    texts = {f"{name}_config": json.dumps(value, sort_keys=True) for name, value in sections.items()}
-    return {"workspace": workspace, "seed": seed, "data_version": version} | texts
+    texts = {f"{name}_config": _text(value) for name, value in sections.items()}
+    wanted = set(pipeline.component_spec.inputs or {})
+    known: dict[str, Any] = {"workspace": workspace, "seed": _text(seed), **texts}
+    if "base_model" in wanted:
+        if base_model is None:
+            raise InputError("no base model", remedy="give --base-model models:/name@alias, or a directory")
+        known["base_model"] = base_model
+    if "predictor_config" in wanted and config.predictor is None:
+        raise InputError("no predictor section", remedy="give --set predictor.data=table.parquet, or a section of it")
+    if "variants" in wanted:
+        known["variants"] = variants(config, workspace, taus, seeds)
+    if "data_version" in wanted:
+        if "predictor_config" in wanted:
+            path = str(config.predictor.data) if config.predictor is not None else None
+        else:
+            path = getattr(config.data.source, "path", None)
+        known["data_version"] = data_version(None if path is None else str(path))
+    return {name: value for name, value in known.items() if name in wanted}
+
+
+def variants(config: Config, workspace: str, taus: Sequence[float], seeds: Sequence[int]) -> list[dict[str, str]]:
+    """Every tau with every seed, each in a folder of its own.
+
+    >>> [v["workspace"] for v in variants(Config(), "w", [0.1, 0.3], [0])]
+    ['w/tau0.1-seed0', 'w/tau0.3-seed0']
+    """
+    section = config.model_dump(mode="json", by_alias=True)["finetune"]
+    return [
+        {
+            "workspace": f"{workspace}/tau{tau:g}-seed{seed}",
+            "seed": _text(seed),
+            "finetune_config": _text(section | {"tau": tau}),
+        }
+        for tau in (taus or [config.finetune.tau])
+        for seed in (seeds or [config.seed])
+    ]
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

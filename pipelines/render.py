@@ -12,9 +12,9 @@ from pathlib import Path
 
 from kfp import compiler
 
-from pipelines.discovery import discovery
+from pipelines.catalog import PIPELINES
+from pipelines.cluster import ClusterConfig
 
-PIPELINES = {"discovery": discovery}
 OVERLAYS = Path(__file__).resolve().parent.parent / "manifests" / "overlays"
 
 
@@ -24,10 +24,10 @@ def render(target: Path) -> list[Path]:
     Overlays are left out, with a line that says so, where kubectl is not installed.
     """
     written = []
-    for name, pipeline in PIPELINES.items():
+    for name, build in PIPELINES.items():
         path = target / "pipelines" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        compiler.Compiler().compile(pipeline, str(path))
+        compiler.Compiler().compile(build(ClusterConfig()), str(path))
         written.append(path)
     overlays = sorted(OVERLAYS.iterdir()) if OVERLAYS.exists() else []
     if overlays and shutil.which("kubectl") is None:

@@ -47,7 +47,7 @@ def _example(text: str) -> str:
     return f"**Example:** `{text}`"
 
 
-STAGES, TOOLS = "Stages", "Tools"
+STAGES, TOOLS, PLATFORM = "Stages", "Tools", "Platform"
 
 
 @app.command(rich_help_panel=STAGES, epilog=_example("crystalforge run --config params.yaml --set seed=1"))
@@ -275,13 +275,121 @@ def build_prototypes(
     _show(build(out, seed=seed))
 
 
+@app.command(
+    rich_help_panel=PLATFORM,
+    epilog=_example("crystalforge submit sweep --tau 0.05 --tau 0.1 --tau 0.2 --seed 0 --seed 1 --local"),
+)
+def submit(
+    pipeline: Annotated[str, typer.Argument(help="discovery, finetune, sweep or train-predictor.")],
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    local: Annotated[bool, typer.Option("--local", help="Run it here, under --directory.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", help="Write the compiled pipeline (YAML) here.")] = None,
+    endpoint: Annotated[str | None, typer.Option("--endpoint", help="Kubeflow Pipelines' address, to run it.")] = None,
+    directory: Annotated[Path, typer.Option(help="Where --local keeps its runs.")] = Path("runs"),
+    cluster: Annotated[
+        Path | None, typer.Option(help="YAML file of what steps get on the cluster; see pipelines/clusters.")
+    ] = None,
+    workspace: Annotated[str | None, typer.Option(help="Folder on the cluster's volume where a run goes on.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File with a bearer token for the endpoint.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="finetune: models:/name@alias, models:/name/version, or a directory.")
+    ] = None,
+    tau: Annotated[list[float] | None, typer.Option(help="sweep: one strength of the KL term. Repeatable.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="sweep: one seed of all variants. Repeatable.")] = None,
+) -> None:
+    """Compile a pipeline with these parameters, and run it: here, or by Kubeflow Pipelines."""
+    from crystalforge.stages.submit import submit as execute
+
+    _show(
+        execute(
+            pipeline,
+            _load(config, set_),
+            endpoint=endpoint,
+            output=output,
+            local=directory if local else None,
+            cluster=cluster,
+            workspace=workspace,
+            token=token_file,
+            base_model=base_model,
+            taus=tau or [],
+            seeds=seed or [],
+        )
+    )
+
+
+@app.command(rich_help_panel=PLATFORM, epilog=_example("crystalforge promote --min-unique 0.8"))
+def promote(
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    source: Annotated[str, typer.Option("--from", help="Alias of the version to judge.")] = "candidate",
+    target: Annotated[str, typer.Option("--to", help="Alias that moves when every gate is passed.")] = "production",
+    metric: Annotated[str, typer.Option(help="Share that must not be worse.")] = "sun_rate",
+    margin: Annotated[float, typer.Option(min=0, max=1, help="Loss of it that is borne.")] = 0.05,
+    min_unique: Annotated[float, typer.Option(min=0, max=1, help="Share of unique crystals, lower bound.")] = 0.5,
+) -> None:
+    """Move an alias when the evaluation's gates are passed; exit code 1 when one is not. The version says why."""
+    from crystalforge.stages.promote import PromotionGates
+    from crystalforge.stages.promote import promote as execute
+
+    gates = PromotionGates(metric=metric, margin=margin, smallest_unique=min_unique)
+    verdict = execute(_load(config, set_), gates, source=source, target=target)
+    _show(verdict)
+    if not verdict["promoted"]:
+        raise typer.Exit(1)
+
+
+@app.command(
+    rich_help_panel=PLATFORM, epilog=_example("crystalforge fetch models:/crystalforge-generator@production -o base")
+)
+def fetch(
+    model: Annotated[str, typer.Argument(help="models:/name@alias, models:/name/version, or a directory.")],
+    out: OutOption,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    replace: ReplaceOption = False,
+) -> None:
+    """Bring a registered generator, checked: what `finetune --base` takes."""
+    _stage("fetch", config, set_, replace, out, model=model)
+
+
+@app.command(
+    rich_help_panel=PLATFORM,
+    epilog=_example(
+        "crystalforge compare --tuned a/tuned --evaluation a/eval --tuned b/tuned --evaluation b/eval -o c"
+    ),
+)
+def compare(
+    tuned: Annotated[list[Path], typer.Option("--tuned", help="Output directory of `finetune`. Repeatable.")],
+    evaluation: Annotated[list[Path], typer.Option("--evaluation", help="Output of `evaluate`. Repeatable.")],
+    out: OutOption,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    replace: ReplaceOption = False,
+) -> None:
+    """Several fine-tunings of one base model as one table and one report."""
+    _stage("compare", config, set_, replace, out, tuned=tuned, evaluations=evaluation)
+
+
+@app.command(
+    name="train-predictor",
+    rich_help_panel=PLATFORM,
+    epilog=_example("crystalforge train-predictor --set predictor.data=dielectric.parquet -o work/dielectric"),
+)
+def train_predictor(
+    out: OutOption, config: ConfigOption = None, set_: SetOption = None, replace: ReplaceOption = False
+) -> None:
+    """Train a property predictor from structures with known values, and register it with its parity plot."""
+    _stage("train_predictor", config, set_, replace, out)
+
+
 def _show(value: Any) -> None:
     import json
 
     print(json.dumps(value, indent=2))
 
 
-def _stage(name: str, config: Path | None, set_: list[str] | None, replace: bool, out: Path, **inputs: Path) -> None:
+def _stage(name: str, config: Path | None, set_: list[str] | None, replace: bool, out: Path, **inputs: Any) -> None:
     """Run one stage and print its record; `replace` drops outputs of another configuration first."""
     import shutil
     from importlib import import_module

@@ -17,6 +17,7 @@ from crystalforge.common.settings import override, read_yaml, validated
 from crystalforge.data.config import DataConfig
 from crystalforge.evaluation.config import EvaluateConfig
 from crystalforge.model.config import ModelConfig
+from crystalforge.potentials.predictor import PredictorConfig
 from crystalforge.rewards.config import EHullReward, RewardConfig
 from crystalforge.rl.config import FinetuneConfig
 from crystalforge.training.config import PretrainConfig
@@ -70,6 +71,7 @@ class RegisterConfig(BaseModel):
 
     name: str = Field(default="crystalforge-generator", description="registered model's name")
     alias: str = Field(default="candidate", description="alias that the new version gets")
+    predictor: str = Field(default="crystalforge-predictor", description="registered name of a trained predictor")
 
 
 class Config(BaseModel):
@@ -87,6 +89,7 @@ class Config(BaseModel):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     register_: RegisterConfig = Field(default_factory=RegisterConfig, alias="register")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    predictor: PredictorConfig | None = Field(default=None, description="what train-predictor learns, and from what")
 
     def sections(self, names: Iterable[str]) -> dict[str, Any]:
         """The named sections as plain JSON values."""

@@ -8,6 +8,7 @@ adopted as the parent.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from crystalforge.common.errors import InputError, missing_extra
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 BATCH = 200  # metrics sent at once: one request costs 0.1 s on a server
 LONGEST_PARAM = 6000  # MLflow's limit for the value of a parameter
@@ -197,6 +199,81 @@ def register_generator(
     run._api.update_model_version(name, version, description=description)
     run._api.set_registered_model_alias(name, alias, version)
     return version, f"models:/{name}@{alias}"
+
+
+def register_files(
+    run: StageRun, folder: Path, *, name: str, alias: str, tags: Mapping[str, str], description: str
+) -> tuple[str, str]:
+    """Register a folder of files, such as a predictor's weights, as the next version of `name`; returns (version,
+    models URI). What loads them is ours, so no flavour is needed."""
+    run.artifact(folder, folder.name)
+    source = f"{run._api.get_run(run.run_id).info.artifact_uri}/{folder.name}"
+    if not run._api.search_registered_models(f"name = '{name}'"):
+        run._api.create_registered_model(name)
+    made = run._api.create_model_version(name, source, run.run_id, tags=dict(tags), description=description)
+    version = str(made.version)
+    run._api.set_registered_model_alias(name, alias, version)
+    return version, f"models:/{name}@{alias}"
+
+
+def version_of(api: MlflowClient, model: str) -> ModelVersion:
+    """The registered version that `models:/name@alias` or `models:/name/version` means.
+
+    Raises InputError when the text is neither, or nothing is registered so.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))", model)
+    if found is None:
+        raise InputError(f"{model!r} is no model", remedy="write models:/name@alias or models:/name/version")
+    name, alias, version = found.groups()
+    try:
+        return api.get_model_version_by_alias(name, alias) if alias else api.get_model_version(name, version)
+    except MlflowException as error:
+        # A missing alias is an invalid parameter, a missing model does not exist.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise InputError(
+            f"{model} is not registered ({error.message.splitlines()[0]})",
+            source=api.tracking_uri,
+            remedy="list what is with 'mlflow models', or run the pipeline that registers it",
+        ) from None
+
+
+def download(api: MlflowClient, uri: str, target: Path) -> Path:
+    """Artifacts of a run or of a registered version under `target`; returns where they are.
+
+    Raises InputError when there are none.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_registry_uri(api.tracking_uri)
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        found = mlflow.artifacts.download_artifacts(
+            artifact_uri=uri, dst_path=str(target), tracking_uri=api.tracking_uri
+        )
+    except (MlflowException, OSError) as error:
+        raise InputError(f"cannot fetch {uri}: {str(error).splitlines()[0]}", source=api.tracking_uri) from None
+    return Path(found)
+
+
+def download_generator(api: MlflowClient, version: ModelVersion, target: Path) -> Path:
+    """The weights of a generator that `register_generator` registered; returns their directory under `target`."""
+    import yaml
+
+    fetched = download(api, f"models:/{version.name}/{version.version}", target)
+    about = fetched / "MLmodel"
+    flavours = yaml.safe_load(about.read_text()).get("flavors", {}) if about.exists() else {}
+    part = flavours.get("python_function", {}).get("artifacts", {}).get("model", {}).get("path")
+    if part is None:
+        raise InputError(
+            f"version {version.version} of {version.name} is no generator",
+            source=api.tracking_uri,
+            remedy="give a model that 'crystalforge register' made",
+        )
+    return fetched / part
 
 
 def _exists(api: MlflowClient, run_id: str) -> bool:

@@ -52,6 +52,7 @@ class Stage:
     out: Path
     sections: tuple[str, ...]
     inputs: Mapping[str, Path] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  # what decides the outputs besides sections and inputs
 
     def __post_init__(self) -> None:
         self._parents = {name: read_record(path, f"the input {name!r}") for name, path in self.inputs.items()}
@@ -60,6 +61,7 @@ class Stage:
                 "stage": self.name,
                 "config": self.config.sections(self.sections),
                 "inputs": {name: record["content"] for name, record in self._parents.items()},
+                **({"options": dict(self.options)} if self.options else {}),
             }
         )
         self.outcome: dict[str, Any] = {}
@@ -105,6 +107,7 @@ class Stage:
             "stage": self.name,
             "key": self.key,
             "content": content,
+            "config": self.config.sections(self.sections),
             "inputs": {name: record["content"] for name, record in self._parents.items()},
             "metrics": dict(metrics),
             "seconds": round(time.monotonic() - self._began, 1),

@@ -22,13 +22,17 @@ def execute(
     *,
     sections: Mapping[str, str | int],
     outputs: str,
-    inputs: Mapping[str, str] | None = None,
+    inputs: Mapping[str, str | Sequence[str]] | None = None,
+    options: Mapping[str, Any] | None = None,
     metadata: Sequence[dict[str, Any]] = (),
     files: Mapping[str, str] | None = None,
+    trainjob: str = "",
 ) -> dict[str, Any]:
     """Run `stage` in `workspace/<stage>` configured by `sections` (JSON texts) and copy what it made to `outputs`.
 
-    inputs: directories that earlier steps handed over, by the stage's argument names. metadata: artifact metadata to
+    inputs: directories that earlier steps handed over, by the stage's argument names; lists of them where the stage
+    takes many. options: further arguments of the stage. trainjob: a TrainJobConfig as JSON; the stage then runs as
+    that job, and this step watches it. metadata: artifact metadata to
     fill with the stage's metrics. files: single files of the stage's directory to copy to further artifacts.
     Exits with code 2 and one message on a user's mistake. Returns the stage's record.
     """
@@ -42,8 +46,17 @@ def execute(
             **{name: json.loads(value) if isinstance(value, str) else value for name, value in sections.items()}
         )
         out = Path(workspace) / stage
-        function = getattr(import_module(f"crystalforge.stages.{stage}"), stage)
-        record = function(config, **{name: Path(path) for name, path in (inputs or {}).items()}, out=out)
+        places: dict[str, Any] = {
+            name: Path(path) if isinstance(path, str) else [Path(item) for item in path]
+            for name, path in (inputs or {}).items()
+        }
+        if trainjob:
+            from crystalforge.stages.launch import launch
+
+            record = launch(stage, config, trainjob, Path(workspace), places, out=out)
+        else:
+            function = getattr(import_module(f"crystalforge.stages.{stage}"), stage)
+            record = function(config, **places, **(options or {}), out=out)
         if Path(outputs).exists():
             shutil.rmtree(outputs)
         shutil.copytree(out, outputs, ignore=NOT_HANDED_OVER)

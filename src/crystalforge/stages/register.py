@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from crystalforge.common.files import write_json
 from crystalforge.stages.base import Stage, read_record
+from crystalforge.stages.card import model_card
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
@@ -53,12 +54,15 @@ def register(config: Config, base: Path, tuned: Path, evaluation: Path, out: Pat
                 from crystalforge.integrations.mlflow import register_generator
 
                 judged = read_record(evaluation, "evaluation")
+                began = read_record(base, "base")
                 tags = {
                     "model": choice,
                     "reason": reason,
                     "model_hash": record["content"],
-                    "base_hash": read_record(base, "base")["content"],
-                    "data_hash": read_record(base, "base")["inputs"]["data"],
+                    "base_hash": began["content"],
+                    # A base from the registry was trained elsewhere; it brought its lineage with it.
+                    "data_hash": began["inputs"].get("data") or str(began["metrics"].get("data_hash", "")),
+                    "base_model": str(began["metrics"].get("uri", "")),
                     "reward_digest": str(read_record(tuned, "tuned")["metrics"].get("reward_digest", "")),
                     "evaluation_hash": judged["content"],
                     "evaluation_run_id": str(judged["mlflow_run_id"]),
@@ -70,7 +74,7 @@ def register(config: Config, base: Path, tuned: Path, evaluation: Path, out: Pat
                     name=config.register_.name,
                     alias=config.register_.alias,
                     tags=tags,
-                    description=_card(summary, choice, reason, tags),
+                    description=model_card(config.register_.name, summary, choice, reason, tags),
                 )
                 outcome |= {"name": config.register_.name, "version": version, "uri": uri}
             write_json(out / "registered.json", outcome)
@@ -80,25 +84,3 @@ def register(config: Config, base: Path, tuned: Path, evaluation: Path, out: Pat
 
 def _interval(figure: dict[str, Any]) -> str:
     return f"{figure['value']:+.3f} [{figure['low']:+.3f}, {figure['high']:+.3f}]"
-
-
-def _card(summary: dict[str, Any], choice: str, reason: str, tags: dict[str, str]) -> str:
-    """The model card: what it is, how it was judged, where it comes from."""
-    rows = [
-        f"| {name} | {found['value']:.4g} | {found['low']:.4g} to {found['high']:.4g} |"
-        for name, found in summary["models"][choice]["metrics"].items()
-        if found["value"] is not None and found["low"] is not None
-    ]
-    lines = [
-        f"Autoregressive crystal generator ({choice} model), protocol {summary['protocol']['name']}, "
-        f"n = {summary['models'][choice]['n']}.",
-        "",
-        f"Chosen because: {reason}.",
-        "",
-        "| figure | value | 95 % interval |",
-        "|---|---|---|",
-        *rows,
-        "",
-        *(f"- {name}: `{value}`" for name, value in tags.items() if name.endswith(("hash", "digest", "id"))),
-    ]
-    return "\n".join(lines)

@@ -1,0 +1,132 @@
+"""Structures with known properties -> a property predictor, its errors, its parity plot, a registered version."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crystalforge.common.errors import InputError
+from crystalforge.common.files import atomic_file, sha256_file, sha256_json, write_json
+from crystalforge.stages.base import Stage
+
+if TYPE_CHECKING:
+    from crystalforge.config import Config
+
+COLUMNS = 3  # of the parity plot's grid
+
+
+def train_predictor(config: Config, out: Path) -> dict[str, Any]:
+    """Train what `config.predictor` describes; leaves `predictor/model`, `predictor/parity.csv` and `parity.html`.
+
+    Returns the stage's record: its metrics are the errors per split and target, and the registered version where runs
+    are tracked. Raises InputError when there is no predictor section, or its table is unusable.
+    """
+    if config.predictor is None:
+        raise InputError("there is no predictor section", source="params", remedy="give --set predictor.data=TABLE")
+    if not config.predictor.data.is_file():
+        raise InputError(
+            "no such file", source=config.predictor.data, remedy="give a parquet or CSV with predictor.data"
+        )
+    options = {"data": sha256_file(config.predictor.data)}
+    with Stage("train_predictor", config, out, sections=("seed", "predictor"), options=options) as stage:
+        if stage.finished is None:
+            from crystalforge.potentials.predictor import train_predictor as run
+
+            result = run(config.predictor, out / "predictor", seed=config.seed, on_metrics=stage.on_metrics)
+            write_parity_plot(out / "parity.html", result.parity, config.predictor.targets, result.metrics)
+            stage.artifact(out / "parity.html")
+            stage.artifact(result.parity)
+            content = sha256_json(
+                {str(path.relative_to(result.model_dir)): sha256_file(path) for path in _files(result.model_dir)}
+            )
+            outcome: dict[str, Any] = dict(result.metrics)
+            if stage.run is not None:
+                from crystalforge.integrations.mlflow import register_files
+
+                name = config.register_.predictor
+                tags = {"model_hash": content, "data_hash": options["data"], "training_run_id": stage.run.run_id}
+                version, uri = register_files(
+                    stage.run,
+                    result.model_dir,
+                    name=name,
+                    alias=config.register_.alias,
+                    tags=tags,
+                    description=predictor_card(config.predictor.targets, result.metrics, tags),
+                )
+                outcome |= {"name": name, "version": version, "uri": uri}
+            write_json(out / "registered.json", outcome)
+            stage.finish(content, outcome)
+    return stage.outcome
+
+
+def write_parity_plot(path: Path, table: Path, targets: tuple[str, ...], metrics: dict[str, float]) -> None:
+    """Predicted against true, one panel per target, one colour per split: one HTML file that needs no network."""
+    from plotly.subplots import make_subplots
+
+    from crystalforge.evaluation.report.figures import COLORS, plotly
+
+    go = plotly()
+    with table.open() as stream:
+        rows = list(csv.DictReader(stream))
+    columns = min(COLUMNS, len(targets))
+    titles = [f"{name}: test error {metrics[f'mae_test_{name}']:.3g}" for name in targets]
+    figure = make_subplots(rows=-(-len(targets) // columns), cols=columns, subplot_titles=titles)
+    for k, name in enumerate(targets):
+        row, col = k // columns + 1, k % columns + 1
+        for color, split in zip(COLORS, ("train", "val", "test"), strict=False):
+            part = [r for r in rows if r["split"] == split]
+            figure.add_trace(
+                go.Scattergl(
+                    x=[float(r[name]) for r in part],
+                    y=[float(r[f"{name}_predicted"]) for r in part],
+                    text=[f"row {r['index']}" for r in part],
+                    mode="markers",
+                    marker={"color": color, "size": 5 if split == "train" else 7},
+                    name=split,
+                    legendgroup=split,
+                    showlegend=k == 0,
+                ),
+                row=row,
+                col=col,
+            )
+        both = np.array([[float(r[name]), float(r[f"{name}_predicted"])] for r in rows])
+        ends = [float(both.min()), float(both.max())]
+        figure.add_trace(
+            go.Scatter(x=ends, y=ends, mode="lines", line={"color": COLORS[0], "dash": "dash"}, showlegend=False),
+            row=row,
+            col=col,
+        )
+    figure.update_xaxes(title_text="true")
+    figure.update_yaxes(title_text="predicted")
+    figure.update_layout(
+        template="plotly_white",
+        title=f"Mean absolute error on the test split {metrics['mae_test']:.4g}; "
+        f"of predicting the median {metrics['baseline_mae_test']:.4g}",
+        height=120 + 320 * -(-len(targets) // columns),
+    )
+    with atomic_file(path) as temporary:
+        figure.write_html(temporary, include_plotlyjs=True, full_html=True)
+
+
+def predictor_card(targets: tuple[str, ...], metrics: dict[str, float], tags: dict[str, str]) -> str:
+    """The registered version's description: what it predicts, how well, from what. Markdown."""
+    lines = [
+        f"M3GNet predictor of {', '.join(targets)}; {metrics['n_train']:.0f} crystals to train, "
+        f"{metrics['n_val']:.0f} to choose the epoch, {metrics['n_test']:.0f} to test.",
+        "",
+        "| target | test MAE |",
+        "|---|---|",
+        *(f"| {name} | {metrics[f'mae_test_{name}']:.4g} |" for name in targets),
+        f"| all | {metrics['mae_test']:.4g} |",
+        f"| predicting the training median | {metrics['baseline_mae_test']:.4g} |",
+        "",
+        *(f"- {key}: `{value}`" for key, value in tags.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
