@@ -58,9 +58,9 @@ def test_an_honest_reward_is_left_in_peace(tmp_path, base, cubic):
 def test_collapse_and_distance_end_the_run_in_words(tmp_path, base, cubic):
     one = np.zeros(230)
     one[224] = 1.0
-    reward = ElementReward(WANTED)
+    reward = ElementReward(WANTED | {8: 3.0})  # one element is worth far more than the rest
     collapse = MonitorConfig(every=1, min_unique=0.6, max_kl=None)
-    config = FinetuneConfig(monitor=collapse, **SETTINGS | {"learning_rate": 5e-2, "batch_size": 40})
+    config = FinetuneConfig(monitor=collapse, **SETTINGS | {"learning_rate": 3e-2, "batch_size": 60})
     result = finetune(config, base, reward, one, tmp_path / "collapse", seed=0)
     assert result.stopped is not None
     assert "share of unique crystals" in result.stopped

@@ -11,7 +11,7 @@ from pathlib import Path
 from crystalforge.model.checkpoint import load_model, weights_hash
 
 WORKER = Path(__file__).with_name("resume_worker.py")
-STEPS = 10
+STEPS = 8
 
 
 def trajectory(out: Path) -> list[dict[str, float]]:

@@ -12,7 +12,7 @@ from crystalforge.rl import journal
 from crystalforge.rl.search import MOVES, SearchConfig, best, search, step_tokens, tilted_weights
 from crystalforge.rl.testing import ElementReward
 
-# Two Monte-Carlo estimates of a mean reward of spread 0.3: 300 chains and about 300 effective samples, 4 sigma.
+# Two Monte-Carlo estimates of a mean reward of spread 0.35, the worse one from 150 chains: 3.5 sigma.
 AGREEMENT = 0.1
 BROAD = {"keep": 10, "batch_size": 50}
 
@@ -30,18 +30,18 @@ def test_best_of_n_keeps_the_best_and_spends_no_more(tmp_path, base, cubic, oxid
 
 
 def test_mcmc_and_importance_resampling_find_the_same_distribution(tmp_path, base, cubic, oxide_reward):
-    tau = 0.3
+    tau = 0.5
     resample = SearchConfig(method="resample", scored=1500, batch_size=500, keep=500, tau=tau)
     by_weights = search(resample, base, oxide_reward, cubic, tmp_path / "weights", seed=1)
-    chains = SearchConfig(method="mcmc", scored=300 * 25, batch_size=300, tau=tau)
+    chains = SearchConfig(method="mcmc", scored=150 * 30, batch_size=150, tau=tau, fresh=0.7)
     by_chains = search(chains, base, oxide_reward, cubic, tmp_path / "chains", seed=2)
-    assert oxide_reward.scored == 1500 + 7500
+    assert oxide_reward.scored == 1500 + 4500
     assert by_weights.metrics["effective_samples"] > 250
     pool = np.concatenate([s.scores.values for _, s in journal.steps(tmp_path / "weights" / "samples")])
     expected = float((tilted_weights(pool, tau) * pool).sum())
     assert by_chains.metrics["reward/mean"] == pytest.approx(expected, abs=AGREEMENT)
     assert by_weights.metrics["reward/mean"] == pytest.approx(expected, abs=AGREEMENT)
-    assert expected > pool.mean() + 2 * AGREEMENT  # the agreement is not that of two untouched bases
+    assert expected > pool.mean() + AGREEMENT  # the agreement is not that of two untouched bases
     assert all(by_chains.metrics[f"acceptance/{move}"] > 0.02 for move in MOVES)
 
 
