@@ -31,7 +31,8 @@ class StepOutput(io.TextIOBase):
     def __init__(self, terminal: TextIO, log: TextIO) -> None:
         self._terminal, self._log = terminal, log
         self._rest = ""
-        self._in_object = self._in_outputs = False
+        self._object_ends: str | None = None  # the line that closes the object that is being told
+        self._in_outputs = False
 
     def write(self, text: str) -> int:
         *lines, self._rest = (self._rest + text).split("\n")
@@ -55,11 +56,12 @@ class StepOutput(io.TextIOBase):
             return None if engine["level"] == "INFO" else f"{engine['level'].lower()}: {engine['text']}"
         if self._in_outputs or not line.startswith(INDENT):
             return None
-        said = line.removeprefix(INDENT)
-        if EXECUTOR in said:
-            self._in_object = INPUT_FOLLOWS in said
+        if EXECUTOR in line:
+            # Steps that run side by side are indented more than once.
+            depth = len(line) - len(line.lstrip())
+            self._object_ends = depth * " " + "}" if INPUT_FOLLOWS in line else None
             return None
-        if self._in_object:
-            self._in_object = said != "}"
+        if self._object_ends is not None:
+            self._object_ends = None if line == self._object_ends else self._object_ends
             return None
-        return said or None
+        return line.strip() or None

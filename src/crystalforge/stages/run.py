@@ -8,6 +8,7 @@ runs/latest               the newest run
 
 from __future__ import annotations
 
+import builtins
 import fcntl
 import json
 import logging
@@ -94,7 +95,7 @@ def execute(pipeline: Callable[..., Any], values: Mapping[str, Any], place: Path
     """Run a pipeline by KFP's local runner in `place`; a step's own error message becomes ours."""
     from kfp import local
 
-    began = time.time()
+    began, plain = time.time(), builtins.print
     warnings.filterwarnings("ignore", module="kfp")
     logging.getLogger("kfp").setLevel(logging.WARNING)
     os.environ[PIPELINE_VARIABLE] = str(os.getpid())
@@ -113,6 +114,8 @@ def execute(pipeline: Callable[..., Any], values: Mapping[str, Any], place: Path
             if note.stat().st_mtime >= began:
                 raise InputError(json.loads(note.read_text())["error"]) from None
         raise
+    finally:
+        builtins.print = plain  # the engine indents what its steps print, and after parallel ones forgets to stop
 
 
 @contextmanager
