@@ -47,7 +47,7 @@ def test_override_refuses(bad: str) -> None:
     ],
 )
 def test_errors_name_the_nearest_key_and_the_value_seen(values: dict, said: str) -> None:
-    with pytest.raises(InputError, match="params.yaml") as caught:
+    with pytest.raises(InputError, match=r"params\.yaml") as caught:
         validated(Outer, values, source="params.yaml")
     assert said in str(caught.value)
 

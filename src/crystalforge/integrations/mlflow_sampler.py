@@ -6,14 +6,12 @@ model.predict(pandas.DataFrame({"spacegroup": [225], "n": [10], "seed": [0]}))
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd  # at run time too: MLflow reads the annotations of `predict`
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types.schema import ColSpec, DataType, Schema
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 INPUTS = Schema(
     [
@@ -70,7 +68,6 @@ class CrystalSampler(PythonModel):
     ) -> pd.DataFrame:
         """One output row per crystal: its formula, CIF and log-probability; unbuildable ones have an empty CIF."""
         import numpy as np
-        import pandas as pd
 
         from crystalforge.crystal.convert import to_crystals
         from crystalforge.model.sampler import sample

@@ -97,9 +97,7 @@ class TokenBatch:
 
     def with_slots(self, slots: int) -> TokenBatch:
         """The same crystals in `slots` slots; slots that hold a site are never cut off."""
-        assert slots >= int(self.n_sites.max()) if len(self) else True, (
-            "a slot that holds a site would be lost"
-        )
+        assert slots >= int(self.n_sites.max()) if len(self) else True, "a slot that holds a site would be lost"
         if slots <= self.slots:
             return replace(
                 self,
