@@ -1,0 +1,76 @@
+"""Variants into one comparison: seeds pooled by their spread, models matched by what an evaluation judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crystalforge.common.errors import InputError
+from crystalforge.config import from_sections
+from crystalforge.evaluation import statistics
+from crystalforge.stages.compare import compare
+
+CONFIG = from_sections(tracking={"enabled": False})
+
+
+def figure(value: float) -> dict[str, Any]:
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 50}
+
+
+def variant(root: Path, tau: float, seed: int, reward: float, protocol: str = "p") -> tuple[Path, Path]:
+    """What `finetune` and `evaluate` leave, as far as the comparison reads it."""
+    tuned, evaluation = root / f"tuned-{tau}-{seed}", root / f"evaluation-{tau}-{seed}"
+    for place in (tuned, evaluation):
+        place.mkdir(parents=True)
+    content = f"{tau}-{seed}"
+    (tuned / "stage.json").write_text(
+        json.dumps({"content": content, "config": {"seed": seed, "finetune": {"tau": tau}}, "inputs": {}})
+    )
+    (tuned / "metrics.jsonl").write_text('{"step": 1, "reward_mean": -1.0}\n')
+    (evaluation / "stage.json").write_text(json.dumps({"content": f"e{content}", "inputs": {"tuned": content}}))
+    models = {
+        label: {"n": 50, "metrics": {"mean_reward": figure(value), "unique_rate": figure(0.9)}, "status": {"ok": 50}}
+        for label, value in (("base", 0.0), ("tuned", reward))
+    }
+    summary = {
+        "protocol": {"name": protocol, "stable_at": 0.1},
+        "models": models,
+        "baseline": "base",
+        "comparison": {"tuned": {"mean_reward": figure(reward)}},
+    }
+    (evaluation / "summary.json").write_text(json.dumps(summary))
+    return tuned, evaluation
+
+
+def test_seeds_become_one_row_with_the_interval_of_their_spread(tmp_path: Path) -> None:
+    rewards = {(0.3, 0): 1.0, (0.1, 0): 2.0, (0.1, 1): 2.2, (0.1, 2): 2.7}
+    made = [variant(tmp_path, tau, seed, reward) for (tau, seed), reward in rewards.items()]
+    # The engine promises no order of what it collects.
+    record = compare(CONFIG, [tuned for tuned, _ in reversed(made)], [e for _, e in made], tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary["models"]) == ["base", "tau=0.1", "tau=0.3"]
+    pooled = summary["models"]["tau=0.1"]
+    assert (pooled["n"], pooled["experiments"], pooled["status"]) == (150, 3, {"ok": 150})
+    expected = statistics.mean(np.array([2.0, 2.2, 2.7]))
+    assert pooled["metrics"]["mean_reward"]["value"] == pytest.approx(expected.value)
+    assert pooled["metrics"]["mean_reward"]["low"] == pytest.approx(expected.low)
+    assert summary["models"]["tau=0.3"]["metrics"]["mean_reward"] == figure(1.0), "one seed keeps its own interval"
+    assert record["metrics"]["tau=0.3.mean_reward"] == 1.0
+    lines = (tmp_path / "out" / "variants.csv").read_text().splitlines()
+    assert lines[0] == "tau,seed,model_hash,mean_reward,unique_rate"
+    assert sorted(lines[1:])[0] == "0.1,0,0.1-0,2,0.9"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "4 fine-tunings" in page
+    assert "<script src" not in page
+
+
+def test_an_evaluation_of_another_model_and_another_protocol_are_refused(tmp_path: Path) -> None:
+    first, second = variant(tmp_path, 0.1, 0, 1.0), variant(tmp_path, 0.2, 0, 1.0, protocol="q")
+    with pytest.raises(InputError, match="none of those given"):
+        compare(CONFIG, [first[0]], [second[1]], tmp_path / "a")
+    with pytest.raises(InputError, match="different protocols"):
+        compare(CONFIG, [first[0], second[0]], [first[1], second[1]], tmp_path / "b")
