@@ -326,6 +326,7 @@ def _connect(url: str, config: ClientConfig) -> triton.InferenceServerClient:
             "grpc.use_local_subchannel_pool",
             1,
         ),  # one connection per client: a dropped one is really new afterwards
+        ("grpc.lb_policy_name", "round_robin"),  # a headless Service has an address for each replica: use them all
         ("grpc.enable_http_proxy", int(host not in ("localhost", "127.0.0.1", "[::1]"))),
     ]
     return triton.InferenceServerClient(
