@@ -182,8 +182,13 @@ def complete(objects: Objects) -> list[str]:
     for item in objects:
         space = item["metadata"].get("namespace")
         expected = None if item["kind"] in CLUSTER_SCOPED else OURS
-        engine = item["kind"] == "PersistentVolumeClaim" and space == "kubeflow"  # a step's workspace lies beside it
-        if space != expected and not engine:
+        # Beside the steps of an engine that is installed by itself: their account and their volume.
+        beside = {
+            "PersistentVolumeClaim workspace",
+            "ServiceAccount pipeline-step",
+            "RoleBinding crystalforge-pipeline-step",
+        }
+        if space != expected and not (space == "kubeflow" and f"{item['kind']} {item['metadata']['name']}" in beside):
             found.append(f"{item['kind']} {item['metadata']['name']}: is in namespace {space}")
     spaces = [item for item in objects if item["kind"] == "Namespace" and item["metadata"]["name"] == OURS]
     if not spaces or spaces[0]["metadata"]["labels"].get("pod-security.kubernetes.io/enforce") != "restricted":

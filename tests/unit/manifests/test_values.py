@@ -171,3 +171,43 @@ def test_pinning_refuses_anything_but_a_digest(copied: Path, pin: str) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert file.read_text() == before
+
+
+@pytest.mark.parametrize("name", ["local", "a100"])
+def test_pipeline_steps_find_what_they_are_told_to_use(builds: dict[str, Objects], name: str) -> None:
+    from pipelines.cluster import ClusterConfig
+
+    cluster = ClusterConfig.model_validate(read_yaml(ROOT / "pipelines" / "clusters" / f"{name}.yaml"))
+    # An engine that is installed by itself keeps its steps in its own namespace, whatever a run asks for.
+    space = "kubeflow" if name == "local" else cluster.namespace
+    there = {(o["kind"], o["metadata"]["name"]) for o in builds[name] if o["metadata"].get("namespace") == space}
+    assert ("ServiceAccount", cluster.service_account) in there
+    assert ("PersistentVolumeClaim", cluster.workspace_claim) in there
+    if cluster.trainjob is not None:
+        assert ("TrainingRuntime", cluster.trainjob.runtime) in there
+        assert cluster.trainjob.queue is None or ("LocalQueue", cluster.trainjob.queue) in there
+
+
+def test_the_guide_names_files_and_options_that_exist() -> None:
+    from typer.testing import CliRunner
+
+    from crystalforge.cli import app
+
+    guide = (ROOT / "docs" / "how-to" / "cluster.md").read_text()
+    commands = "\n".join(re.findall(r"```sh\n(.*?)```", guide, re.DOTALL))
+    paths = set(re.findall(r"(?<![\w/])((?:manifests|images|pipelines)/[\w./-]+)", commands))
+    assert len(paths) >= 8
+    missing = {path for path in paths if not (ROOT / path).exists()}
+    assert missing == set()
+    call = re.search(r"crystalforge submit .*?(?<!\\)\n", commands, re.DOTALL)
+    assert call is not None
+    shown = CliRunner().invoke(app, ["submit", "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+    assert set(re.findall(r" (--[a-z-]+)", call[0])) <= set(re.findall(r"(--[a-z-]+)", shown))
+    settings = dict(re.findall(r"--set ([\w.]+)=(\S+)", call[0]))
+    ours = load(MANIFESTS / "base" / "params.yaml")
+    assert settings == {
+        "service.mode": ours.service.mode,
+        "service.url": ours.service.url,
+        "tracking.uri": ours.tracking.uri,
+    }
+    load(ROOT / "params.yaml", [f"{key}={value}" for key, value in settings.items()])
