@@ -14,4 +14,4 @@ def archive(
     """Keep logs, metrics and error notes: the exit step of every pipeline."""
     from crystalforge.stages.archive import archive
 
-    logs.metadata.update(archive(workspace, logs.path, state=status.state, error=status.error_message))
+    logs.metadata.update(archive(workspace, logs.path, state=status.state, error=status.error_message or ""))

@@ -1,5 +1,7 @@
 """One base model, tuned with several strengths of the KL term and several seeds, side by side in one report."""
 
+from typing import Any
+
 from kfp import dsl
 
 import components
@@ -43,7 +45,9 @@ def build(cluster: ClusterConfig | None = None):
                 trainjob_config=trainjob_text(cluster),
                 dataset=data.outputs["dataset"],
             )
-            with dsl.ParallelFor(variants, name="variants", parallelism=PARALLEL) as variant:
+            items: Any = variants  # a channel: the engine's types do not say so
+            loop: Any = dsl.ParallelFor(items, name="variants", parallelism=PARALLEL)
+            with loop as variant:
                 tuned = components.finetune(
                     workspace=variant.workspace,
                     seed=variant.seed,

@@ -246,14 +246,13 @@ def download(api: MlflowClient, uri: str, target: Path) -> Path:
     Raises InputError when there are none.
     """
     import mlflow
+    from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     mlflow.set_registry_uri(api.tracking_uri)
     target.mkdir(parents=True, exist_ok=True)
     try:
-        found = mlflow.artifacts.download_artifacts(
-            artifact_uri=uri, dst_path=str(target), tracking_uri=api.tracking_uri
-        )
+        found = download_artifacts(artifact_uri=uri, dst_path=str(target), tracking_uri=api.tracking_uri)
     except (MlflowException, OSError) as error:
         raise InputError(f"cannot fetch {uri}: {str(error).splitlines()[0]}", source=api.tracking_uri) from None
     return Path(found)

@@ -158,9 +158,8 @@ def _against_variant(summary: Summary) -> Any:
             col=k % 2 + 1,
         )
         if _known(base.get(name)):
-            figure.add_hline(
-                y=scale * base[name]["value"], line_dash="dash", line_color=COLORS[0], row=k // 2 + 1, col=k % 2 + 1
-            )
+            level: Any = {"row": k // 2 + 1, "col": k % 2 + 1}  # plotly's annotations allow text alone
+            figure.add_hline(y=scale * base[name]["value"], line_dash="dash", line_color=COLORS[0], **level)
     figure.update_xaxes(type="category")
     figure.update_layout(template="plotly_white", height=280 * rows, margin={"l": 50, "r": 20, "t": 40, "b": 40})
     return figure

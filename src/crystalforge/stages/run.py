@@ -33,6 +33,7 @@ from crystalforge.stages.service import URL_VARIABLE, local_server
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
+    from pipelines.cluster import ClusterConfig
 
 SUMMARY = "summary.json"
 STAGES = ("ingest", "pretrain", "finetune", "evaluate", "register")
@@ -59,7 +60,7 @@ def run(config: Config, directory: Path, *, fresh: bool = False) -> Path:
         print(f"run {place.name} was interrupted: it goes on", file=sys.stderr)
     _point_latest(directory, place)
     began = time.monotonic()
-    with _locked(place):
+    with locked(place):
         (place / ERROR).unlink(missing_ok=True)
         with tracked(config, place), served(config, place):
             from pipelines.arguments import arguments
@@ -71,24 +72,20 @@ def run(config: Config, directory: Path, *, fresh: bool = False) -> Path:
     return place
 
 
-def pipeline_named(name: str, cluster: Path | None = None) -> Callable[..., Any]:
-    """A pipeline of the catalog, for the cluster that a YAML file describes, or for this machine.
+def pipeline_named(name: str, cluster: ClusterConfig | None = None) -> Callable[..., Any]:
+    """A pipeline of the catalog, for a cluster or (none) for this machine.
 
-    Raises InputError for an unknown name, a wrong key in the file, or where the workflow engine is not installed.
+    Raises InputError for an unknown name, or where the workflow engine is not installed.
     """
     try:
         from pipelines.catalog import PIPELINES
-        from pipelines.cluster import ClusterConfig
     except ImportError as error:
         from crystalforge.common.errors import missing_extra
 
         raise missing_extra("kfp", "pipelines", error) from None
-    from crystalforge.common.settings import read_yaml, validated
-
     if name not in PIPELINES:
         raise InputError(f"there is no pipeline {name!r}", remedy=f"choose one of {', '.join(PIPELINES)}")
-    settings = None if cluster is None else validated(ClusterConfig, read_yaml(cluster), source=cluster)
-    return PIPELINES[name](settings)
+    return PIPELINES[name](cluster)
 
 
 def execute(pipeline: Callable[..., Any], values: Mapping[str, Any], place: Path) -> None:
@@ -168,7 +165,7 @@ def served(config: Config, place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(place: Path) -> Iterator[None]:
+def locked(place: Path) -> Iterator[None]:
     """One process in a run's directory: a killed run's steps need a moment to notice that they are alone."""
     with (place / ".lock").open("w") as lock:
         for attempt in range(20):

@@ -8,6 +8,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from crystalforge.common.errors import InputError
 from crystalforge.common.files import atomic_file, sha256_json
 from crystalforge.common.settings import read_yaml, validated
 from crystalforge.stages.base import ERROR, RECORD
-from crystalforge.stages.run import execute, pipeline_named, served, tracked
+from crystalforge.stages.run import execute, locked, pipeline_named, served, tracked
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
@@ -53,14 +54,15 @@ def submit(
 
         base_model = pinned(config, base_model)  # an alias moves: the engine's cache must not outlive what it meant
     given = {"base_model": base_model, "taus": list(taus), "seeds": list(seeds)}
+    pipeline = pipeline_named(name)
     if local is not None:
-        return _run_here(name, config, local, given)
+        return _run_here(name, pipeline, config, local, given)
     from pipelines.cluster import ClusterConfig
 
     settings = validated(ClusterConfig, read_yaml(cluster), source=cluster) if cluster is not None else ClusterConfig()
+    pipeline = pipeline_named(name, settings)
     identity = sha256_json([config.digest, given])[:8]
     workspace = workspace or f"{settings.workspace_path}/{name}-{identity}"
-    pipeline = _pipeline(name, cluster)
     values = _arguments(pipeline, config, workspace, given)
     with tempfile.TemporaryDirectory() as temporary:
         package = _compile(pipeline, Path(temporary) / "pipeline.yaml", values)
@@ -105,15 +107,16 @@ def send(
     from urllib3.exceptions import HTTPError
 
     try:
-        client = Client(host=endpoint, namespace=namespace, existing_token=token)
-        done = client.create_run_from_pipeline_package(
-            str(package),
-            arguments=dict(values),
-            run_name=run_name,
-            experiment_name=experiment,
-            namespace=namespace,
-            service_account=service_account,
-        )
+        with redirect_stdout(sys.stderr):  # the client tells of its pages; our answer alone is on stdout
+            client = Client(host=endpoint, namespace=namespace, existing_token=token)
+            done = client.create_run_from_pipeline_package(
+                str(package),
+                arguments=dict(values),
+                run_name=run_name,
+                experiment_name=experiment,
+                namespace=namespace,
+                service_account=service_account,
+            )
     except ApiException as error:
         raise InputError(
             f"the API refused the run: {error.status} {_reason(error)}", source=endpoint, remedy="mend what it names"
@@ -146,14 +149,15 @@ def _must_answer(endpoint: str, token: str | None) -> None:
         raise InputError("is no Kubeflow Pipelines API", source=endpoint, remedy=remedy) from None
 
 
-def _run_here(name: str, config: Config, directory: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def _run_here(
+    name: str, pipeline: Callable[..., Any], config: Config, directory: Path, given: Mapping[str, Any]
+) -> dict[str, Any]:
     """By the engine's local runner, in a folder of this pipeline and these values: the same call goes on there."""
-    pipeline = _pipeline(name, None)
     place = directory / f"{name}-{sha256_json([config.digest, given])[:8]}"
     place.mkdir(parents=True, exist_ok=True)
     values = _arguments(pipeline, config, str(place.resolve()), given)
     (place / ERROR).unlink(missing_ok=True)
-    with tracked(config, place), served(config, place):
+    with locked(place), tracked(config, place), served(config, place):
         execute(pipeline, values, place)
     records = {
         str(path.parent.relative_to(place)): json.loads(path.read_text())
@@ -167,10 +171,6 @@ def _run_here(name: str, config: Config, directory: Path, given: Mapping[str, An
         "stages": {name: record["content"] for name, record in records.items()},
         "reports": [str(path) for path in sorted(place.glob("*/*.html"))],
     }
-
-
-def _pipeline(name: str, cluster: Path | None) -> Callable[..., Any]:
-    return pipeline_named(name, cluster)
 
 
 def _arguments(pipeline: Any, config: Config, workspace: str, given: Mapping[str, Any]) -> dict[str, Any]:

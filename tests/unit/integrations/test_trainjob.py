@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime, TrainerV
 from kubernetes import client
 
 from crystalforge.common.errors import InputError
+from crystalforge.config import load
 from crystalforge.integrations.trainjob import TrainJobConfig, TrainJobFailed, TrainJobs, job_name, manifest
+from crystalforge.stages.component import execute
 
 ROOT = Path(__file__).resolve().parents[3]
 JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/forge/trainjobs"
@@ -55,6 +57,7 @@ class Cluster(ThreadingHTTPServer):
         self.step_s = 0.05
         self.drop_watches = 0
         self.vanish = False
+        self.on_create: Callable[[list[str]], None] = lambda arguments: None
 
     @property
     def url(self) -> str:
@@ -110,6 +113,7 @@ class Handler(BaseHTTPRequestHandler):
             self.status(409, f'trainjobs.trainer.kubeflow.org "{name}" already exists')
             return
         self.server.jobs[name] = body
+        self.server.on_create(body["spec"]["trainer"]["args"])
         self.answer(201, body)
 
     def do_DELETE(self) -> None:
@@ -309,6 +313,71 @@ def test_cancelling_deletes_the_job(cluster: Cluster, number: int, code: int) ->
     assert "training job pretrain-1 deleted" in errors
     assert process.returncode == code
     assert not cluster.jobs
+
+
+def test_a_pipeline_step_hands_its_stage_to_a_job_and_takes_the_result(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(
+        yaml.safe_dump(
+            {
+                "clusters": [{"name": "c", "cluster": {"server": cluster.url}}],
+                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                "users": [{"name": "u", "user": {"token": "t"}}],
+                "current-context": "c",
+            }
+        )
+    )
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
+    handed_over = tmp_path / "artifact"
+    handed_over.mkdir()
+    (handed_over / "stage.json").write_text(json.dumps({"content": "d" * 64}))
+    (handed_over / "store").write_text("tokens")
+    seen: list[list[str]] = []
+
+    def work(arguments: list[str]) -> None:
+        """What torchrun would do: the stage reads its file of parameters and writes its record."""
+        seen.append(arguments)
+        value = dict(zip(arguments[1::2], arguments[2::2], strict=True))
+        assert load(Path(value["--config"])).pretrain.epochs == 3
+        assert (Path(value["--data"]) / "store").read_text() == "tokens"
+        out = Path(value["--out"])
+        out.mkdir()
+        (out / "model").write_text("weights")
+        (out / "checkpoint").write_text("state")
+        (out / "stage.json").write_text(json.dumps({"content": "c" * 64, "metrics": {"nll": 1.5}}))
+
+    cluster.on_create = work
+    metadata: dict[str, Any] = {}
+    workspace = tmp_path / "workspace"
+    record = execute(
+        "pretrain",
+        str(workspace),
+        sections={"seed": "4", "pretrain": '{"epochs": 3}'},
+        inputs={"data": str(handed_over)},
+        outputs=str(tmp_path / "model"),
+        metadata=[metadata],
+        trainjob=TrainJobConfig(namespace="forge", nodes=2).model_dump_json(),
+    )
+    assert record["content"] == metadata["content"] == "c" * 64
+    assert metadata["nll"] == 1.5
+    assert seen[0][0] == "pretrain"
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model", "stage.json"]
+
+    cluster.on_create, cluster.script = lambda arguments: None, [[FAILED]]
+    cluster.pods, cluster.log["node-0-0"] = [pod("node-0-0", 0, "Failed", 1)], ["error: no such file"]
+    with pytest.raises(SystemExit) as ended:
+        execute(
+            "pretrain",
+            str(workspace),
+            sections={"seed": "5"},
+            inputs={"data": str(handed_over)},
+            outputs=str(tmp_path / "other"),
+            trainjob=TrainJobConfig(namespace="forge").model_dump_json(),
+        )
+    assert ended.value.code == 2
+    assert "error: no such file" in json.loads((workspace / "error.json").read_text())["error"]
 
 
 def test_names_are_valid_and_stable() -> None:
