@@ -17,7 +17,7 @@ from crystalforge.common.settings import override, read_yaml, validated
 from crystalforge.data.config import DataConfig
 from crystalforge.evaluation.config import EvaluateConfig
 from crystalforge.model.config import ModelConfig
-from crystalforge.potentials.predictor import PredictorConfig
+from crystalforge.potentials.predictor_config import PredictorConfig
 from crystalforge.rewards.config import EHullReward, RewardConfig
 from crystalforge.rl.config import FinetuneConfig
 from crystalforge.training.config import PretrainConfig

@@ -13,7 +13,8 @@ import torch
 
 from crystalforge.common.errors import InputError
 from crystalforge.crystal import Crystal
-from crystalforge.potentials.predictor import VOIGT_COLUMNS, PredictorConfig, split_rows, train_predictor
+from crystalforge.potentials.predictor import split_rows, train_predictor
+from crystalforge.potentials.predictor_config import VOIGT_COLUMNS, PredictorConfig
 
 FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 
