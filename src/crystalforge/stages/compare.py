@@ -43,9 +43,11 @@ def compare(config: Config, tuned: Sequence[Path], evaluations: Sequence[Path], 
             write_json(out / "summary.json", summary)
             with atomic_file(out / "variants.csv") as path:
                 path.write_text(_csv(found))
+            found.sort(key=lambda item: (labels(item[0])[1], item[0]["config"]["seed"]))
+            several = len({record["config"]["seed"] for record, _, _ in found}) > 1
             histories = {
-                f"finetune {label}": rows
-                for (label, _), (_, _, rows) in zip([labels(record) for record, _, _ in found], found, strict=True)
+                f"finetune {labels(record)[0]}" + (f" seed {record['config']['seed']}" if several else ""): rows
+                for record, _, rows in found
                 if rows
             }
             write_comparison(out / "report.html", summary, histories)
