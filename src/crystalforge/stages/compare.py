@@ -39,11 +39,11 @@ def compare(config: Config, tuned: Sequence[Path], evaluations: Sequence[Path], 
     with Stage("compare", config, out, sections=(), inputs=inputs) as stage:
         if stage.finished is None:
             found = _matched(tuned, evaluations)
+            found.sort(key=lambda item: (labels(item[0])[1], item[0]["config"]["seed"]))
             summary = combine([(labels(record), summary) for record, summary, _ in found])
             write_json(out / "summary.json", summary)
             with atomic_file(out / "variants.csv") as path:
                 path.write_text(_csv(found))
-            found.sort(key=lambda item: (labels(item[0])[1], item[0]["config"]["seed"]))
             several = len({record["config"]["seed"] for record, _, _ in found}) > 1
             histories = {
                 f"finetune {labels(record)[0]}" + (f" seed {record['config']['seed']}" if several else ""): rows
