@@ -102,8 +102,10 @@ def write_comparison(path: Path, summary: Summary, histories: Mapping[str, Seque
     from crystalforge.evaluation.report.write import script_json
 
     drawn = [("Figures of every variant", _against_variant(summary))]
-    if histories:
-        drawn.append(("In fine-tuning", figures.finetuning(histories)))
+    names = list(histories)
+    for first in range(0, len(names), len(figures.COLORS)):  # no more courses in a figure than it has colours
+        part = names[first : first + len(figures.COLORS)]
+        drawn.append(("In fine-tuning", figures.finetuning({name: histories[name] for name in part})))
     places = "".join(
         f'<section><h2>{escape(h)}</h2><div id="figure-{k}"></div></section>' for k, (h, _) in enumerate(drawn)
     )

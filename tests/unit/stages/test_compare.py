@@ -30,7 +30,7 @@ def variant(root: Path, tau: float, seed: int, reward: float, protocol: str = "p
     (tuned / "stage.json").write_text(
         json.dumps({"content": content, "config": {"seed": seed, "finetune": {"tau": tau}}, "inputs": {}})
     )
-    (tuned / "metrics.jsonl").write_text('{"step": 1, "reward_mean": -1.0}\n')
+    (tuned / "metrics.jsonl").write_text('{"step": 1, "reward/mean": -1.0}\n')
     (evaluation / "stage.json").write_text(json.dumps({"content": f"e{content}", "inputs": {"tuned": content}}))
     models = {
         label: {"n": 50, "metrics": {"mean_reward": figure(value), "unique_rate": figure(0.9)}, "status": {"ok": 50}}
@@ -47,12 +47,12 @@ def variant(root: Path, tau: float, seed: int, reward: float, protocol: str = "p
 
 
 def test_seeds_become_one_row_with_the_interval_of_their_spread(tmp_path: Path) -> None:
-    rewards = {(0.3, 0): 1.0, (0.1, 0): 2.0, (0.1, 1): 2.2, (0.1, 2): 2.7}
+    rewards = {(0.3, 0): 1.0, (0.1, 0): 2.0, (0.1, 1): 2.2, (0.1, 2): 2.7} | {(tau, 0): 1.0 for tau in (0.4, 0.5, 0.6)}
     made = [variant(tmp_path, tau, seed, reward) for (tau, seed), reward in rewards.items()]
     # The engine promises no order of what it collects.
     record = compare(CONFIG, [tuned for tuned, _ in reversed(made)], [e for _, e in made], tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert list(summary["models"]) == ["base", "tau=0.1", "tau=0.3"]
+    assert list(summary["models"]) == ["base", "tau=0.1", "tau=0.3", "tau=0.4", "tau=0.5", "tau=0.6"]
     pooled = summary["models"]["tau=0.1"]
     assert (pooled["n"], pooled["experiments"], pooled["status"]) == (150, 3, {"ok": 150})
     expected = statistics.mean(np.array([2.0, 2.2, 2.7]))
@@ -64,8 +64,11 @@ def test_seeds_become_one_row_with_the_interval_of_their_spread(tmp_path: Path) 
     assert lines[0] == "tau,seed,model_hash,mean_reward,unique_rate"
     assert lines[1] == "0.1,0,0.1-0,2,0.9"
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "4 fine-tunings" in page
-    assert "finetune tau=0.1 seed 2" in page, "every course is drawn"
+    assert "7 fine-tunings" in page
+    for (tau, seed), _ in rewards.items():  # more than a figure has colours
+        # the last figure holds one course, and needs no names
+        assert tau == 0.6 or f"finetune tau={tau:g} seed {seed}: mean reward" in page
+    assert page.count('<div id="figure-') == 3
     assert "<script src" not in page
 
 
