@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[2]
 USABLE, REASON = available()
 pytestmark = [
     pytest.mark.triton,
-    pytest.mark.xdist_group("triton"),
     pytest.mark.skipif(not USABLE, reason=REASON),
 ]
 

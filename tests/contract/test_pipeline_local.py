@@ -29,8 +29,6 @@ TINY: dict[str, Any] = {
     "tracking": {"enabled": False},
 }
 
-pytestmark = pytest.mark.xdist_group("pipeline")
-
 
 def submit(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (place / "params.yaml").write_text(yaml.safe_dump(TINY))

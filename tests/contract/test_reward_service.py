@@ -23,7 +23,6 @@ from serving.launcher import TritonServer, available
 USABLE, REASON = available()
 pytestmark = [
     pytest.mark.triton,
-    pytest.mark.xdist_group("triton"),
     pytest.mark.skipif(not USABLE, reason=REASON),
 ]
 

@@ -31,7 +31,6 @@ from serving.service import Limits
 USABLE, REASON = available()
 pytestmark = [
     pytest.mark.triton,
-    pytest.mark.xdist_group("triton"),
     pytest.mark.skipif(not USABLE, reason=REASON),
 ]
 

@@ -33,7 +33,6 @@ def registry(tmp_path: Path) -> str:
 
 
 @pytest.mark.triton
-@pytest.mark.xdist_group("triton")
 @pytest.mark.skipif(not USABLE, reason=REASON)
 def test_the_registered_reward_is_served_without_the_files_it_was_made_from(tmp_path: Path, registry: str) -> None:
     hull = tmp_path / "entries.parquet"
@@ -58,7 +57,6 @@ def test_the_registered_reward_is_served_without_the_files_it_was_made_from(tmp_
 
 
 @pytest.mark.triton
-@pytest.mark.xdist_group("triton")
 @pytest.mark.skipif(not USABLE, reason=REASON)
 def test_a_worker_refuses_a_reward_that_is_not_the_registered_one(tmp_path: Path) -> None:
     settings = ModelSettings(expected_digest="e" * 64)

@@ -23,7 +23,7 @@ from serving.supervisor import ensure_server, identity, read_state, stop_server
 
 USABLE, REASON = available()
 needs_triton = pytest.mark.skipif(not USABLE, reason=REASON)
-pytestmark = [pytest.mark.triton, pytest.mark.xdist_group("triton")]
+pytestmark = [pytest.mark.triton]
 
 
 def config(**fields: Any) -> Any:
