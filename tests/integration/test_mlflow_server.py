@@ -27,7 +27,6 @@ BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if Path("/usr/lib/p
 FIGURE = {"value": 0.9, "low": 0.85, "high": 0.95, "n": 400}
 
 pytestmark = [
-    pytest.mark.xdist_group("mlflow-server"),
     pytest.mark.skipif(not BINARIES, reason="PostgreSQL's server is not installed (apt-get install postgresql)"),
 ]
 
