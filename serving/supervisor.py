@@ -37,6 +37,7 @@ from serving.watch import watch
 
 STATE, SPECIFICATION, LOG, LOCK = "server.json", "specification.json", "supervisor.log", "lock"
 PROGRESS_S = 5.0
+PORTS_S = 10.0  # a killed server's guard needs a moment to end it and free its ports
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,12 @@ def _ports(state: State | None) -> list[int] | None:
     if state is None:
         return None
     ports = [int(state.url.rsplit(":", 1)[1]), int(state.metrics_url.rsplit(":", 1)[1].split("/")[0])]
-    return ports if all(port_is_free("127.0.0.1", port) for port in ports) else None
+    deadline = time.monotonic() + PORTS_S
+    while not all(port_is_free("127.0.0.1", port) for port in ports):
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.1)
+    return ports
 
 
 def _code() -> str:

@@ -63,7 +63,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     user = "postgres" if os.geteuid() == 0 else None
     if user:
         for folder in (root, *root.parents):
-            if folder.owner() == "root" and folder.name.startswith("pytest-"):
+            if folder.owner() == "root" and folder.name.startswith(("pytest-", "popen-")):
                 folder.chmod(0o755)
         shutil.chown(root, user)
     data, port, log = root / "data", free_port(), root / "log"

@@ -302,7 +302,13 @@ TrainJobs(TrainJobConfig(namespace="forge"), api=api).run("pretrain-1", ["pretra
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
 def test_cancelling_deletes_the_job(cluster: Cluster, number: int, code: int) -> None:
     cluster.script = [[]]  # runs for ever
-    process = subprocess.Popen([sys.executable, "-c", LAUNCH, cluster.url], stderr=subprocess.PIPE, text=True)
+    # A shell makes what it runs in the background deaf to SIGINT, and children inherit that.
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, cluster.url],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not any(call == ("GET", JOBS) for call in cluster.calls):
         assert process.poll() is None, process.stderr

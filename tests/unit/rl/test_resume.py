@@ -40,4 +40,4 @@ def test_sigkill_at_random_instants_changes_nothing(tmp_path, base):
     # a kill between the reward's answer and its record costs that one batch
     assert len((killed / "scored.log").read_text().split()) <= STEPS + kills
     assert len((whole / "scored.log").read_text().split()) == STEPS
-    assert len(list((killed / "samples").iterdir())) == STEPS
+    assert len(list((killed / "samples").glob("step-*.parquet"))) == STEPS  # a kill may leave a temporary file
