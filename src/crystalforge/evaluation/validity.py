@@ -5,7 +5,6 @@ Deviation: CDVAE leaves crystals that cannot be built out of the average. Here t
 
 from __future__ import annotations
 
-import itertools
 import math
 from functools import cache, lru_cache
 
@@ -73,22 +72,28 @@ def _composition_valid(composition: tuple[tuple[int, int], ...]) -> bool:
     if all(is_metal for _, _, is_metal in elements):
         return True
     counts = [count for _, count in composition]
-    electronegativity = [value for _, value, _ in elements]
-    for states in itertools.product(*(states for states, _, _ in elements)):
-        charge = sum(state * count for state, count in zip(states, counts, strict=True))
-        if charge == 0 and _pauling(states, electronegativity):
+    known = [value for _, value, _ in elements if value is not None]
+    if len(known) < len(elements):
+        return _can_be_neutral([states for states, _, _ in elements], counts)
+    # No cation is as electronegative as an anion: that is, some value has all cations at or below it and all anions
+    # above. Every such value is tried, which is what the definition's walk over all assignments finds, but its cost
+    # does not multiply with each further element.
+    for limit in set(known):
+        allowed = [
+            tuple(state for state in states if (state >= 0 if value <= limit else state <= 0))
+            for (states, _, _), value in zip(elements, known, strict=True)
+        ]
+        if _can_be_neutral(allowed, counts):
             return True
     return False
 
 
-def _pauling(states: tuple[int, ...], electronegativity: list[float | None]) -> bool:
-    """No cation is as electronegative as an anion; passes when any electronegativity is unknown, as in CDVAE."""
-    known = [value for value in electronegativity if value is not None]
-    if len(known) < len(electronegativity):
-        return True
-    cations = [value for state, value in zip(states, known, strict=True) if state > 0]
-    anions = [value for state, value in zip(states, known, strict=True) if state < 0]
-    return not cations or not anions or max(cations) < min(anions)
+def _can_be_neutral(states: list[tuple[int, ...]], counts: list[int]) -> bool:
+    """Whether one state for each element makes the charges cancel."""
+    charges = {0}
+    for choices, count in zip(states, counts, strict=True):
+        charges = {charge + state * count for charge in charges for state in choices}
+    return 0 in charges
 
 
 @cache

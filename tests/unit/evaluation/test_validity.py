@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from crystalforge.crystal import Crystal
+from crystalforge.evaluation import validity
 from crystalforge.evaluation.validity import composition_valid, min_distance, reduced_composition, structure_valid
 
 
@@ -94,3 +95,36 @@ def _smact(validity, crystal: Crystal) -> bool:
 
 def test_reduced_composition_divides_by_the_common_divisor():
     assert reduced_composition(of_elements("O", "Ti", "O", "O", "Ti", "O")) == ((8, 2), (22, 1))
+
+
+def by_walking_all_assignments(composition: tuple[tuple[int, int], ...]) -> bool:
+    """The definition, word for word."""
+    elements = [validity._element(z) for z, _ in composition]
+    if len(composition) == 1 or all(metal for _, _, metal in elements):
+        return True
+    values = [value for _, value, _ in elements]
+    for states in itertools.product(*(states for states, _, _ in elements)):
+        if sum(state * count for state, (_, count) in zip(states, composition, strict=True)) != 0:
+            continue
+        cations = [value for state, value in zip(states, values, strict=True) if state > 0]
+        anions = [value for state, value in zip(states, values, strict=True) if state < 0]
+        if None in values or not cations or not anions or max(cations) < min(anions):
+            return True
+    return False
+
+
+def test_composition_validity_equals_the_walk_over_all_assignments() -> None:
+    generator = np.random.default_rng(0)
+    outcomes = []
+    for _ in range(2000):
+        numbers = np.sort(generator.choice(np.arange(1, 95), size=generator.integers(1, 5), replace=False))
+        composition = tuple((int(z), int(generator.integers(1, 7))) for z in numbers)
+        outcomes.append(by_walking_all_assignments(composition))
+        assert validity._composition_valid(composition) == outcomes[-1], composition
+    assert 0.1 < np.mean(outcomes) < 0.9
+
+
+@pytest.mark.timeout(30)
+def test_many_elements_do_not_multiply_the_work() -> None:
+    crowd = tuple((z, 1) for z in (7, 16, 23, 24, 25, 26, 34, 42, 44, 52, 74, 75, 76, 77))
+    assert validity._composition_valid(crowd)  # all assignments one by one would take hours
