@@ -92,6 +92,7 @@ def test_the_tracking_server_has_the_run_and_the_registry_a_model_that_samples(u
     assert ingested.inputs.dataset_inputs[0].dataset.digest
 
     mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)  # other tests of this process may have set another
     sampler = mlflow.pyfunc.load_model("models:/crystalforge-generator@candidate")
     written = sampler.predict(pd.DataFrame({"spacegroup": [225], "n": [3], "seed": [7]}))
     assert len(written) == 3
