@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from crystalforge.model.constraints import Constraints
+from crystalforge.rewards.config import RewardConfig
 
 Algorithm = Literal["ppo", "reinforce", "rloo", "grpo", "dpo", "sft"]
 GROUPED: frozenset[str] = frozenset({"grpo", "dpo"})
@@ -18,6 +19,11 @@ class MonitorConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     every: int = Field(default=5, ge=1, description="steps between two looks")
+    held_out: RewardConfig | None = Field(
+        default=None,
+        description="judges the looks' crystals, in process, and is never trained on; give it a potential that the "
+        "reward does not use",
+    )
     max_gap: float | None = Field(
         default=1.0,
         gt=0,

@@ -21,7 +21,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from crystalforge.rl.checkpoint import RunState
 from crystalforge.rl.config import FinetuneConfig
 from crystalforge.rl.health import rollout_health, update_health
 from crystalforge.rl.journal import Scored
-from crystalforge.rl.monitor import IsKnown, Monitor
+from crystalforge.rl.monitor import IsKnown, Monitor, conclusion
 from crystalforge.rl.policy import Plan, UpdateHealth, improve, make_plan, measure
 from crystalforge.rl.rollout import Source, roll_out, score, weights_within
 
@@ -56,7 +56,10 @@ EXTENT = {"steps", "max_scored", "max_seconds", "checkpoint_every", "keep_checkp
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What came out. stopped: why the run ended before its last step, or None. metrics: those of the last step."""
+    """What came out. stopped: why the run ended before its last step, or None. metrics: those of the last step.
+
+    monitor: what its looks came to, see `monitor.conclusion`.
+    """
 
     model_dir: Path
     steps: int
@@ -64,6 +67,7 @@ class FinetuneResult:
     scored: int
     seconds: dict[str, float]
     metrics: dict[str, float]
+    monitor: dict[str, Any] = field(default_factory=dict)
 
 
 def finetune(
@@ -224,8 +228,10 @@ class _Run:
             self.save()
         info = {"kind": "finetune", "steps": self.state.step, "stopped": stopped, "identity": identity}
         save_model(self.out / "model", policy, info=info)
+        judged_by = None if self.held_out is None else str(self.held_out.version)
+        looks = conclusion(_rows(self.out / "metrics.jsonl"), stopped, held_out=judged_by)
         result = FinetuneResult(
-            self.out / "model", self.state.step, stopped, self.state.scored, dict(self.state.seconds), metrics
+            self.out / "model", self.state.step, stopped, self.state.scored, dict(self.state.seconds), metrics, looks
         )
         write_json(self.out / "result.json", asdict(result) | {"model_dir": "model", "asked": _extent(self.config)})
         return result
@@ -339,7 +345,8 @@ def _identity(
         "reward": _version(reward),
         "held_out": None if held_out is None else _version(held_out),
         "spacegroups": {str(g + 1): float(w) for g, w in enumerate(weights) if w > 0},
-        "config": config.model_dump(mode="json", exclude=EXTENT),
+        # The held-out judge is known by its version above: its files may move.
+        "config": config.model_dump(mode="json", exclude=dict.fromkeys(EXTENT, True) | {"monitor": {"held_out"}}),
     }
 
 
@@ -366,14 +373,18 @@ def _finished(out: Path, config: FinetuneConfig) -> FinetuneResult | None:
 
 def _cut_metrics(path: Path, step: int) -> dict[str, float]:
     """Drop the lines of steps that will be made again, and a line cut short by a kill; give the last that stays."""
-    rows: list[dict[str, float]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if row["step"] < step:
-            rows.append(row)
+    rows = [row for row in _rows(path) if row["step"] < step]
     with atomic_file(path) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {name: value for name, value in rows[-1].items() if name != "step"} if rows else {}
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The metrics of every step, up to a line that a kill cut short."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

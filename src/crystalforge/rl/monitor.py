@@ -10,7 +10,7 @@ Shapes: B crystals of one look.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,6 +25,9 @@ from crystalforge.rl.journal import Scored, unique_share
 
 # Fewer crystals judged by both rewards give no gap worth acting on.
 FEWEST_JUDGED_BY_BOTH = 8
+
+PREFIX = "monitor/"
+PASSED = PREFIX + "passed"
 
 IsKnown = Callable[[Tokens], Bool[np.ndarray, " B"]]
 
@@ -100,7 +103,8 @@ class Monitor:
             metrics |= more
             if gap is not None:
                 watch("rise of the reward beyond the held-out score's", *gap, config.max_gap)
-        return Verdict({f"monitor/{name}": value for name, value in metrics.items()}, reasons)
+        metrics["passed"] = float(not reasons)
+        return Verdict({PREFIX + name: value for name, value in metrics.items()}, reasons)
 
     def _gap(self, scores: Scores, held_out: Scores) -> tuple[tuple[float, float] | None, dict[str, float]]:
         """((gap, variance of it), metrics): each reward's rise since the first look in its own first spread."""
@@ -125,6 +129,41 @@ class Monitor:
         first = self._first.gap
         gap, variance = _mean_and_variance((r - first["r"]) / first["rs"] - (h - first["h"]) / first["hs"])
         return (gap, variance + first["variance"]), metrics | {"held_out/gap": gap}
+
+
+def conclusion(rows: Sequence[Mapping[str, Any]], stopped: str | None, *, held_out: str | None) -> dict[str, Any]:
+    """What all looks came to, JSON-able, from the metrics of every step; for records and reports.
+
+    verdict: one sentence. looks: how many there were; last_good_step: of the last that passed, or None. first, last:
+    the `monitor/...` metrics of those two looks without the prefix. held_out: which version judged, or None.
+    """
+    looks = [row for row in rows if PASSED in row]
+    good = [int(row["step"]) for row in looks if row[PASSED]]
+    tripped = stopped if stopped is not None and stopped.startswith("monitor") else None
+    if not looks:
+        verdict = "no look was due"
+    elif tripped is None:
+        verdict = f"all {len(looks)} looks passed"
+    elif good:
+        verdict = f"{tripped}; the policy of step {good[-1]} is kept"
+    else:
+        verdict = f"{tripped}; no look passed, the base is kept"
+    if looks and held_out is None:
+        verdict += " (without a held-out judge)"
+
+    def seen(row: Mapping[str, Any]) -> dict[str, Any]:
+        named = {name.removeprefix(PREFIX): value for name, value in row.items() if name.startswith(PREFIX)}
+        return {"step": row["step"], **named}
+
+    return {
+        "verdict": verdict,
+        "passed": tripped is None,
+        "looks": len(looks),
+        "last_good_step": good[-1] if good else None,
+        "held_out": held_out,
+        "first": seen(looks[0]) if looks else {},
+        "last": seen(looks[-1]) if looks else {},
+    }
 
 
 def _numpy(values: Any) -> Float64[np.ndarray, " B"]:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crystalforge.common.errors import InputError
 from crystalforge.stages.base import Stage, write_history
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
+    from crystalforge.data.store import TokenStore
+    from crystalforge.rewards import Reward, RewardConfig
+    from crystalforge.rl.monitor import IsKnown
+
+log = logging.getLogger(__name__)
 
 
 def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any]:
     """Tune `base/model` on its own samples, space groups drawn as in `data`'s training split; leaves `out/model`.
+
+    Crystals count as new when `data`'s training split does not hold them. The judge of `finetune.monitor.held_out`
+    runs in this process. The record's metrics hold the monitor's verdict as `monitor` (`rl.monitor.conclusion`), and
+    why the run ended early as `stopped`; `history.csv` holds what each look saw, as columns `monitor/...`.
 
     Resumes where an interrupted call stopped. Returns the stage's record. Raises RewardUnavailable when the reward
     service is away for longer than it is waited for; what was computed is kept.
@@ -25,20 +37,89 @@ def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any
             from crystalforge.rl.finetune import finetune as run
             from crystalforge.stages.service import open_reward
 
-            weights = TokenStore.open(data / "store").spacegroup_weights("train")
+            store = TokenStore.open(data / "store")
+            held_out = held_out_judge(config.reward, config.finetune.monitor.held_out)
             with open_reward(config, out) as reward:
                 result = run(
                     config.finetune,
                     base / "model",
                     reward,
-                    weights,
+                    store.spacegroup_weights("train"),
                     out,
                     seed=config.seed,
+                    held_out=held_out,
+                    is_known=known_to(store),
                     on_metrics=stage.on_metrics,
                 )
                 version = reward.version
             write_history(out)
             stage.artifact(out / "history.csv")
-            metrics = result.metrics | {"reward": version.name, "reward_digest": version.digest}
+            metrics = result.metrics | {
+                "reward": version.name,
+                "reward_digest": version.digest,
+                "stopped": result.stopped,
+                "monitor": result.monitor,
+            }
             stage.finish(weights_hash(load_model(result.model_dir).model), metrics)
     return stage.outcome
+
+
+def known_to(store: TokenStore) -> IsKnown:
+    """Marks crystals whose fingerprint occurs in the training split: the same formula, space group and orbits.
+
+    Cheap enough for every step, and a little too strict: whether free coordinates differ is left to the evaluation.
+    """
+    import numpy as np
+    from jaxtyping import Bool
+
+    from crystalforge.crystal.tokens import Tokens
+    from crystalforge.data.fingerprint import fingerprints
+
+    def codes(fingerprint: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(fingerprint[:, 8:]).view(np.uint64).ravel()  # the half that covers it all
+
+    known = np.unique(codes(np.asarray(store.column("fingerprint")[store.split("train")])))
+
+    def is_known(tokens: Tokens) -> Bool[np.ndarray, " B"]:
+        return np.isin(codes(fingerprints(tokens)), known)
+
+    return is_known
+
+
+def held_out_judge(reward: RewardConfig, held_out: RewardConfig | None) -> Reward | None:
+    """The monitor's judge, built in this process; None when there is none.
+
+    Raises InputError when it is the reward itself. One that shares a model with the reward is allowed, with a
+    warning: it sees what is wrong with the rest of the reward, not with that model.
+    """
+    if held_out is None:
+        return None
+    from crystalforge.rewards import build
+    from crystalforge.rewards.base import value_settings
+
+    mine, theirs = (value_settings(part.model_dump(mode="json")) for part in (held_out, reward))
+    if mine == theirs and _models(held_out) == _models(reward):
+        raise InputError(
+            "the held-out judge is the reward itself: it can reveal nothing",
+            source="finetune.monitor.held_out",
+            remedy="give it another potential",
+        )
+    for shared in sorted(_models(held_out) & _models(reward)):
+        log.warning("the held-out judge uses %s, as the reward does: it cannot reveal that model's errors", shared)
+    return build(held_out)
+
+
+def _models(config: RewardConfig) -> set[str]:
+    """Names of the learned models that a reward rests on."""
+
+    def walk(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            if value.get("kind") in ("chgnet", "matgl", "orb", "mace"):
+                yield f"{value['kind']} {value.get('model') or ''}{value.get('path') or ''}".strip()
+            for item in value.values():
+                yield from walk(item)
+        elif isinstance(value, list):
+            for item in value:
+                yield from walk(item)
+
+    return set(walk(config.model_dump(mode="json")))
