@@ -24,7 +24,7 @@ def build(cluster: ClusterConfig | None = None):
         data_version: str = "",
     ):
         """`base_model`: models:/name/version, or a directory that every step sees. The data serve as the reference
-        of novelty and give the shares of the space groups."""
+        of novelty; shares of space groups are those that the base model learned from."""
         last = on_cluster(components.archive(workspace=workspace), cluster)
         with dsl.ExitHandler(last.set_caching_options(False), name="all"):
             data = components.ingest(

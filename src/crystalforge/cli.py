@@ -30,10 +30,15 @@ ConfigOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one parameter: section.key=value. Repeatable.")
 ]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", help="A file of recipes/, by its name: in the place of --config.")
+]
 ReplaceOption = Annotated[bool, typer.Option("--replace", help="Drop outputs of another configuration.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Directory for the outputs.")]
 DataOption = Annotated[Path, typer.Option("--data", help="Output directory of `ingest`.")]
-BaseOption = Annotated[Path, typer.Option("--base", help="Output directory of `pretrain`.")]
+BaseOption = Annotated[
+    Path, typer.Option("--base", help="Output directory of `pretrain`, or the name of a shipped model, such as mp20.")
+]
 TunedOption = Annotated[Path, typer.Option("--tuned", help="Output directory of `finetune`.")]
 
 
@@ -53,6 +58,7 @@ STAGES, TOOLS, PLATFORM = "Stages", "Tools", "Platform"
 @app.command(rich_help_panel=STAGES, epilog=_example("crystalforge run --config params.yaml --set seed=1"))
 def run(
     config: ConfigOption = None,
+    recipe: RecipeOption = None,
     set_: SetOption = None,
     directory: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew even when an unfinished run could go on.")] = False,
@@ -62,11 +68,12 @@ def run(
     import os
 
     from crystalforge.stages.base import end_with
+    from crystalforge.stages.recipes import find_recipe
     from crystalforge.stages.run import run as execute
 
     if end_with_parent:
         end_with(os.getppid())
-    execute(_load(config, set_), directory, fresh=fresh)
+    execute(_load(find_recipe(recipe) if recipe is not None else config, set_), directory, fresh=fresh)
 
 
 @app.command(rich_help_panel=STAGES, epilog=_example("crystalforge ingest -c params.yaml -o work/data"))
@@ -139,14 +146,16 @@ def register(
     _stage("register", config, set_, replace, out, base=base, tuned=tuned, evaluation=evaluation)
 
 
-ModelOption = Annotated[Path, typer.Option("--model", "-m", help="Directory of a model, as `pretrain` leaves it.")]
+ModelOption = Annotated[
+    Path, typer.Option("--model", "-m", help="Directory of a model, or the name of a shipped one, such as mp20.")
+]
 SourcesArgument = Annotated[list[Path], typer.Argument(help="CIF files, directories of them, parquet files.")]
 ProcessesOption = Annotated[int | None, typer.Option("--processes", "-j", help="Processes; none: all cores.")]
 
 
 @app.command(
     rich_help_panel=TOOLS,
-    epilog=_example("crystalforge sample -m runs/latest/finetune/model -n 100 --spacegroup 225 -o crystals --cif"),
+    epilog=_example("crystalforge sample -m mp20 -n 100 --spacegroup 225 -o crystals --cif"),
 )
 def sample(
     model: ModelOption,
@@ -276,6 +285,27 @@ def build_prototypes(
 
 
 @app.command(
+    name="build-dielectric",
+    rich_help_panel=TOOLS,
+    epilog=_example("crystalforge build-dielectric petousis2017.csv --constants mp.parquet -o dielectric.parquet"),
+)
+def build_dielectric(
+    tensors: Annotated[Path, typer.Argument(help="Petousis et al. 2017: CSV of structures and full tensors.")],
+    out: OutOption,
+    constants: Annotated[
+        Path | None, typer.Option(help="Parquet of further constants: material_id, eps_total, perhaps cif.")
+    ] = None,
+    structures: Annotated[
+        list[Path] | None, typer.Option(help="Parquet with structures by material_id, for rows without. Repeatable.")
+    ] = None,
+) -> None:
+    """Dielectric tensors and constants as one table for train-predictor."""
+    from crystalforge.data.dielectric import build as execute
+
+    _show(execute(tensors, out, constants=constants, structures=structures or []))
+
+
+@app.command(
     rich_help_panel=PLATFORM,
     epilog=_example("crystalforge submit sweep --tau 0.05 --tau 0.1 --tau 0.2 --seed 0 --seed 1 --local"),
 )
@@ -395,7 +425,10 @@ def _stage(name: str, config: Path | None, set_: list[str] | None, replace: bool
     from importlib import import_module
 
     from crystalforge.stages.base import StaleOutputs
+    from crystalforge.stages.models import find_base
 
+    if "base" in inputs:
+        inputs["base"] = find_base(inputs["base"])
     function = getattr(import_module(f"crystalforge.stages.{name}"), name)
     resolved = _load(config, set_)
     try:

@@ -80,6 +80,11 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(default=0, ge=0, lt=2**63, description="of everything random: data order, weights, samples")
+    base: str | None = Field(
+        default=None,
+        description="run: start from this model instead of pre-training: the name of a shipped one, a directory, or "
+        "models:/name@alias; the data then serve as known crystals",
+    )
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     pretrain: PretrainConfig = Field(default_factory=PretrainConfig)

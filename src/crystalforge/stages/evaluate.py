@@ -1,82 +1,114 @@
-"""Stage 4: base and tuned model, judged by the same protocol -> one table, one summary, one report."""
+"""Stage 4: any number of models, judged by the same protocol -> one table, one summary, one report."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crystalforge.common.files import sha256_file, write_json
+from crystalforge.common.errors import InputError
+from crystalforge.common.files import sha256_file, sha256_json, write_json
 from crystalforge.common.seeds import derived
-from crystalforge.stages.base import Stage, read_record
+from crystalforge.stages.base import RECORD, Stage, read_record
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
     from crystalforge.data.store import TokenStore
-    from crystalforge.rewards import RewardVersion
+    from crystalforge.evaluation.reference import Reference
+    from crystalforge.evaluation.samples import Source
+    from crystalforge.rewards import Reward
 
-TABLE, SUMMARY, REPORT = "crystals.parquet", "summary.json", "report.html"
+TABLE, SUMMARY, REPORT, HISTORIES = "crystals.parquet", "summary.json", "report.html", "histories.json"
+Named = Sequence[tuple[str, Path]]
 
 
-def evaluate(config: Config, data: Path, base: Path, tuned: Path, out: Path) -> dict[str, Any]:
-    """Draw from both models, score, match against the training split; leaves the per-crystal table, `summary.json`
-    and `report.html` in `out`.
+@dataclass(frozen=True)
+class Entry:
+    """One set of samples to judge. number: how many of this label came before; stage: whose directory `path` is, ""
+    for a bare model; content: hash of the weights or of the samples."""
 
-    Both models get the same space groups and the same random streams. Resumes where an interrupted call stopped.
-    Returns the stage's record. Raises RewardUnavailable when the reward service is away for too long.
+    label: str
+    number: int
+    path: Path
+    stage: str
+    content: str
+    samples: bool = False
+
+    @property
+    def name(self) -> str:
+        """As it is called among the histories."""
+        return self.label if not self.number else f"{self.label} {self.number + 1}"
+
+    @property
+    def model(self) -> Path:
+        """Directory of the weights."""
+        return self.path / "model" if self.stage else self.path
+
+
+def evaluate(
+    config: Config,
+    data: Path,
+    base: Path | None,
+    tuned: Path | None,
+    out: Path,
+    *,
+    models: Named = (),
+    samples: Named = (),
+) -> dict[str, Any]:
+    """Draw from all models, score, match against the known crystals; leaves the per-crystal table, `summary.json`,
+    `histories.json` and `report.html` in `out`.
+
+    base, tuned: outputs of `pretrain` and `finetune`, called `base` and `tuned`. models: further ones by name, each a
+    stage's output or a directory of weights; a name given several times is one method trained with several seeds.
+    samples: crystals drawn before, see `evaluation.samples_file`. The first of all is what the others are compared
+    with, and whose likelihood gives the KL divergence. All models get the same space groups and random streams
+    (repetitions of a name streams of their own). Resumes where an interrupted call stopped. Returns the stage's record.
+    Raises RewardUnavailable when the reward service is away for too long, InputError for paths that are no models.
     """
-    inputs = {"data": data, "base": base, "tuned": tuned}
-    with Stage("evaluate", config, out, sections=("seed", "reward", "evaluate"), inputs=inputs) as stage:
+    entries = list(_entries(base, tuned, models, samples))
+    if not entries:
+        raise InputError("there is nothing to evaluate", remedy="give --base and --tuned, --model or --samples")
+    inputs = {"data": data} | {name: path for name, path in (("base", base), ("tuned", tuned)) if path is not None}
+    further = [{"label": e.label, "content": e.content} for e in entries if e.path not in (base, tuned)]
+    options: dict[str, Any] = {"further": further} if further else {}
+    if config.evaluate.reference is not None:
+        options["reference"] = read_record(config.evaluate.reference, "evaluate.reference")["content"]
+    sections = ("seed", "reward", "evaluate")
+    with Stage("evaluate", config, out, sections=sections, inputs=inputs, options=options) as stage:
         if stage.finished is None:
             from crystalforge.data.store import TokenStore
-            from crystalforge.evaluation.generate import ModelSource
             from crystalforge.evaluation.metrics import evaluate_samples
-            from crystalforge.evaluation.reference import Reference
+            from crystalforge.evaluation.relaxing import PotentialRelaxer
             from crystalforge.evaluation.report.write import write_report
             from crystalforge.evaluation.summary import summarise
+            from crystalforge.rewards import build
             from crystalforge.stages.service import open_reward
 
             store = TokenStore.open(data / "store")
             settings = config.evaluate
-            models = {"base": base / "model", "tuned": tuned / "model"}
-            sources = [
-                ModelSource(
-                    label=label,
-                    model=model,
-                    base=models["base"],
-                    spacegroup_weights=store.spacegroup_weights("train"),
-                    samples=settings.samples,
-                    seed=derived(config.seed, "evaluate"),  # not the streams that fine-tuning saw
-                    temperature=settings.temperature,
-                    top_p=settings.top_p,
-                )
-                for label, model in models.items()
-            ]
-            lineage = {
-                label: {
-                    "run_id": (stage.run.run_id if stage.run is not None else "") or "",
-                    "model_hash": read_record(directory, label)["content"],
-                    "data_hash": read_record(data, "data")["content"],
-                }
-                for label, directory in (("base", base), ("tuned", tuned))
-            }
+            run_id = (stage.run.run_id if stage.run is not None else "") or ""
+            seeds = {entry: _seed(config, entry) for entry in entries}
+            sources = [_source(config, entry, entries[0], store, seeds[entry]) for entry in entries]
+            known = {"run_id": run_id, "data_hash": read_record(data, "data")["content"]}
+            lineage = {(e.label, seeds[e]): {**known, "model_hash": e.content} for e in entries}
             with open_reward(config, out) as reward:
+                held_out = [build(judge) for judge in settings.held_out]
+                relaxer = None if settings.relax is None else PotentialRelaxer.of(settings.relax)
                 table = evaluate_samples(
-                    sources, reward, Reference.from_store(store), settings, out=out, lineage=lineage
-                )
-                judge = reward.version
+                    sources, reward, _reference(config, store), settings,
+                    out=out, held_out=held_out, relaxer=relaxer, lineage=lineage,
+                )  # fmt: skip
+                judges = {"reward": reward, **{f"held-out {k}": judge for k, judge in enumerate(held_out, start=1)}}
+                metadata = _metadata(config, store, judges, entries, known)
             summary = summarise(table)
             write_json(out / SUMMARY, summary)
-            histories = {"pretrain": _history(base), "finetune": _history(tuned)}
+            histories = _histories(entries)
+            write_json(out / HISTORIES, histories)
             write_report(
-                out / REPORT,
-                table,
-                summary,
-                histories,
-                _metadata(config, store, judge, lineage),
-                gallery=settings.gallery,
-                rows=settings.candidates,
+                out / REPORT, table, summary, histories, metadata, gallery=settings.gallery, rows=settings.candidates
             )
             for name in (SUMMARY, REPORT, TABLE):
                 stage.artifact(out / name)
@@ -84,9 +116,86 @@ def evaluate(config: Config, data: Path, base: Path, tuned: Path, out: Path) -> 
     return stage.outcome
 
 
-def _history(directory: Path) -> list[dict[str, Any]]:
-    path = directory / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def named_paths(values: Sequence[str], option: str) -> list[tuple[str, Path]]:
+    """`name=path` pairs of a repeatable option; InputError for anything else.
+
+    >>> named_paths(["sft=work/sft"], "--model")[0][0]
+    'sft'
+    """
+    found = []
+    for value in values:
+        name, separator, path = value.partition("=")
+        if not (name and separator and path):
+            raise InputError(f"{option} {value!r} is not of the form name=path", remedy=f"such as {option} sft=work/sft")
+        found.append((name, Path(path)))
+    return found
+
+
+def _entries(base: Path | None, tuned: Path | None, models: Named, samples: Named) -> Iterator[Entry]:
+    counts: dict[str, int] = {}
+    given = [("base", base)] if base is not None else []
+    given += [("tuned", tuned)] if tuned is not None else []
+    for label, path, drawn in [*((*item, False) for item in (*given, *models)), *((*item, True) for item in samples)]:
+        number = counts[label] = counts.get(label, -1) + 1
+        if drawn:
+            files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+            if not files or not files[0].is_file():
+                raise InputError("there are no samples here", source=path, remedy="give a parquet file, or a directory")
+            content = sha256_json([sha256_file(file) for file in files])
+            yield Entry(label, number, path, "", content, samples=True)
+        elif (path / RECORD).exists():
+            record = read_record(path, label)
+            yield Entry(label, number, path, record["stage"], record["content"])
+        elif label in ("base", "tuned"):
+            read_record(path, label)  # raises, and says what was expected
+        else:
+            from crystalforge.model.checkpoint import load_model, weights_hash
+
+            yield Entry(label, number, path, "", weights_hash(load_model(path).model))
+
+
+def _seed(config: Config, entry: Entry) -> int:
+    """Of the samples; not one of those that fine-tuning drew with."""
+    return derived(config.seed, "evaluate" if not entry.number else f"evaluate {entry.number}")
+
+
+def _source(config: Config, entry: Entry, first: Entry, store: TokenStore, seed: int) -> Source:
+    from crystalforge.evaluation.generate import ModelSource
+    from crystalforge.evaluation.samples_file import read_samples
+
+    if entry.samples:
+        return read_samples(entry.label, entry.path, seed=seed)
+    return ModelSource(
+        label=entry.label,
+        model=entry.model,
+        base=None if first.samples else first.model,
+        spacegroup_weights=store.spacegroup_weights("train"),
+        samples=config.evaluate.samples,
+        seed=seed,
+        temperature=config.evaluate.temperature,
+        top_p=config.evaluate.top_p,
+    )
+
+
+def _reference(config: Config, store: TokenStore) -> Reference:
+    from crystalforge.data.store import TokenStore
+    from crystalforge.evaluation.reference import Reference
+
+    if config.evaluate.reference is None:
+        return Reference.from_store(store)
+    other = TokenStore.open(config.evaluate.reference / "store")
+    return Reference.from_store(other, [name for name in ("train", "val", "test") if len(other.split(name))])
+
+
+def _histories(entries: Sequence[Entry]) -> dict[str, list[dict[str, Any]]]:
+    """Courses of training by name, such as `finetune`, `finetune ppo 2`; those that left none are left out."""
+    found = {}
+    for entry in entries:
+        path = entry.path / "metrics.jsonl"
+        if entry.stage and path.exists():
+            name = entry.stage if entry.name in ("base", "tuned") else f"{entry.stage} {entry.name}"
+            found[name] = [json.loads(line) for line in path.read_text().splitlines()]
+    return found
 
 
 def _headline(summary: dict[str, Any]) -> dict[str, float]:
@@ -100,7 +209,7 @@ def _headline(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def _metadata(
-    config: Config, store: TokenStore, judge: RewardVersion, lineage: dict[str, dict[str, str]]
+    config: Config, store: TokenStore, judges: dict[str, Reward], entries: Sequence[Entry], known: dict[str, str]
 ) -> dict[str, Any]:
     """What the report says about where its figures come from."""
     import numpy as np
@@ -116,10 +225,17 @@ def _metadata(
             "spacegroups": spacegroup_shares(tokens.spacegroup),
             "elements": {int(z): 100 * float(n) / len(tokens) for z, n in enumerate(elements) if n},
         },
-        "run": {"seed": config.seed, "config hash": config.digest, **lineage["tuned"]},
-        "models": {label: values["model_hash"] for label, values in lineage.items()},
-        "data": {"source": config.data.source.kind, "hash": lineage["tuned"]["data_hash"], **store.manifest["counts"]},
-        "reward": {"name": judge.name, "digest": judge.digest, **{f"golden {k}": v for k, v in judge.golden.items()}},
+        "run": {"seed": config.seed, "config hash": config.digest, **known},
+        "models": {entry.name: entry.content for entry in entries},
+        "data": {"source": config.data.source.kind, "hash": known["data_hash"], **store.manifest["counts"]},
+        **{
+            name: {
+                "name": judge.version.name,
+                "digest": judge.version.digest,
+                **{f"golden {k}": v for k, v in judge.version.golden.items()},
+            }
+            for name, judge in judges.items()
+        },
         "config": config.sections(("model", "pretrain", "finetune", "evaluate")),
         "versions": {name: version(name) for name in ("crystalforge", "torch", "numpy", "pymatgen", "spglib")},
     }

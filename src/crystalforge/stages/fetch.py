@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import atomic_directory, sha256_file
 from crystalforge.stages.base import Stage
+from crystalforge.stages.models import find_base
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
@@ -21,8 +22,8 @@ WEIGHTS = "model.safetensors"
 def fetch(config: Config, model: str, out: Path) -> dict[str, Any]:
     """Leave the generator `model` in `out/model`, checked; returns the stage's record, `content` its weights' hash.
 
-    model: models:/name@alias, models:/name/version, or a directory as `pretrain` leaves it (its `model`, or the
-    directory around it). Raises InputError when there is no such model, or it is damaged.
+    model: models:/name@alias, models:/name/version, the name of a shipped model, or a directory as `pretrain` leaves
+    it (its `model`, or the directory around it). Raises InputError when there is no such model, or it is damaged.
     """
     address = pinned(config, model)
     with Stage("fetch", config, out, sections=(), options={"model": address, "weights": _weights(address)}) as stage:
@@ -55,7 +56,7 @@ def fetch(config: Config, model: str, out: Path) -> dict[str, Any]:
 def pinned(config: Config, model: str) -> str:
     """An alias as the version that it means now, a directory as its absolute path: what a cache may rely on."""
     if not model.startswith(REGISTERED):
-        return str(_directory(Path(model)).resolve())
+        return str(_directory(find_base(Path(model))).resolve())
     from crystalforge.integrations.mlflow import version_of
 
     version = version_of(_client(config), model)

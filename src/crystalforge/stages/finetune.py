@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any]:
-    """Tune `base/model` on its own samples, space groups drawn as in `data`'s training split; leaves `out/model`.
+    """Tune `base/model` on its own samples, space groups drawn as in its training set; leaves `out/model`.
 
     Crystals count as new when `data`'s training split does not hold them. The judge of `finetune.monitor.held_out`
     runs in this process. The record's metrics hold the monitor's verdict as `monitor` (`rl.monitor.conclusion`), and
@@ -35,6 +35,7 @@ def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any
             from crystalforge.data.store import TokenStore
             from crystalforge.model.checkpoint import load_model, weights_hash
             from crystalforge.rl.finetune import finetune as run
+            from crystalforge.stages.models import spacegroup_weights
             from crystalforge.stages.service import open_reward
 
             store = TokenStore.open(data / "store")
@@ -44,7 +45,7 @@ def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any
                     config.finetune,
                     base / "model",
                     reward,
-                    store.spacegroup_weights("train"),
+                    spacegroup_weights(base, data),
                     out,
                     seed=config.seed,
                     held_out=held_out,

@@ -1,4 +1,7 @@
-"""The main job on this machine: the discovery pipeline by the workflow engine's own local runner.
+"""The main job on this machine: a pipeline by the workflow engine's own local runner.
+
+`discovery` makes its base model; with `base` in the configuration it is `finetune`, which starts from a model that
+there is.
 
 runs/<id>/config.yaml     what was asked for
 runs/<id>/<stage>/        each stage's directory: an interrupted run goes on from there
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
     from pipelines.cluster import ClusterConfig
 
 SUMMARY = "summary.json"
-STAGES = ("ingest", "pretrain", "finetune", "evaluate", "register")
 
 
 def run(config: Config, directory: Path, *, fresh: bool = False) -> Path:
@@ -49,6 +51,11 @@ def run(config: Config, directory: Path, *, fresh: bool = False) -> Path:
     # slower on two threads than on one.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
+    base = None
+    if config.base is not None:
+        from crystalforge.stages.fetch import pinned
+
+        base = pinned(config, config.base)  # a wrong name ends here, not minutes later
     directory.mkdir(parents=True, exist_ok=True)
     place = None if fresh else _unfinished(config, directory)
     if place is None:
@@ -65,9 +72,9 @@ def run(config: Config, directory: Path, *, fresh: bool = False) -> Path:
         with tracked(config, place), served(config, place):
             from pipelines.arguments import arguments
 
-            discovery = pipeline_named("discovery")
-            execute(discovery, arguments(discovery, config, str(place.resolve())), place)
-            summary = _summarise(place, seconds=time.monotonic() - began)
+            pipeline = pipeline_named("discovery" if base is None else "finetune")
+            execute(pipeline, arguments(pipeline, config, str(place.resolve()), base_model=base), place)
+            summary = _summarise(config, place, seconds=time.monotonic() - began)
     _print(place, summary)
     return place
 
@@ -206,11 +213,12 @@ def _point_latest(directory: Path, place: Path) -> None:
     os.replace(link, directory / "latest")
 
 
-def _summarise(place: Path, seconds: float) -> dict[str, Any]:
+def _summarise(config: Config, place: Path, seconds: float) -> dict[str, Any]:
     """Gather what the stages found into `summary.json`, whose presence says that the run is complete."""
     from crystalforge.stages.base import read_record
 
-    records = {name: read_record(place / name, name) for name in STAGES}
+    maker = "pretrain" if config.base is None else "fetch"
+    records = {name: read_record(place / name, name) for name in ("ingest", maker, "finetune", "evaluate", "register")}
     summary = {
         "run": place.name,
         "seconds": round(seconds, 1),
@@ -247,7 +255,8 @@ def _print(place: Path, summary: dict[str, Any]) -> None:
     console.print(f"report      {summary['report']}", soft_wrap=True)
     console.print(f"summary     {place / SUMMARY}", soft_wrap=True)
     named = f"{registered['uri']} (version {registered['version']}), " if "uri" in registered else ""
-    weights = place / {"base": "pretrain", "tuned": "finetune"}[registered["model"]] / "model"
+    maker = "pretrain" if "pretrain" in summary["content"] else "fetch"
+    weights = place / {"base": maker, "tuned": "finetune"}[registered["model"]] / "model"
     console.print(f"model       {named}{weights}: the {registered['model']} model", soft_wrap=True)
     console.print(f"time        {summary['seconds']:.0f} s", soft_wrap=True)
 

@@ -58,8 +58,9 @@ def score(model: Path, sources: Sequence[Path], out: Path, *, processes: int | N
     from crystalforge.model.checkpoint import load_model
     from crystalforge.model.likelihood import log_prob
     from crystalforge.model.sampler_samples import FACTORS
+    from crystalforge.stages.models import find_model
 
-    network = load_model(model).model
+    network = load_model(find_model(model)).model
     ids, done = _tokens_of(sources, out.with_suffix(".rejects.jsonl"), processes)
     tokens = done.tokens.with_slots(network.config.max_sites)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in FACTORS}
@@ -111,7 +112,9 @@ def sample(
     from crystalforge.model.checkpoint import load_model, weights_hash
     from crystalforge.model.sampler import draw_spacegroups
     from crystalforge.model.sampler import sample as draw
+    from crystalforge.stages.models import find_model
 
+    model = find_model(model)
     loaded = load_model(model)
     if spacegroups is None and weights is None:
         weights = _training_weights(model, loaded.info)

@@ -1,0 +1,79 @@
+"""Models that ship with this package, by name, and what any base model says of its training set.
+
+data/models/<name>/stage.json     as `pretrain` left it: the name serves wherever an output of `pretrain` does
+data/models/<name>/metrics.jsonl  the course of its training
+data/models/<name>/model/         weights, configuration, model card, fingerprints of its training set
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64, UInt64
+
+from crystalforge.common.errors import InputError
+
+CONFIG, FINGERPRINTS = "config.json", "fingerprints.npy"
+
+
+def shipped() -> dict[str, Path]:
+    """Directories of the models in this installation, by name."""
+    place = resources.files("crystalforge") / "data" / "models"
+    assert isinstance(place, Path), "crystalforge is installed as files, not inside an archive"
+    return {path.name: path for path in sorted(place.glob("*")) if (path / "model" / CONFIG).is_file()}
+
+
+def find_base(path: Path) -> Path:
+    """The output of `pretrain` that `path` means: a directory, or the name of a shipped model.
+
+    Raises InputError when it is neither, naming the shipped ones.
+    """
+    if path.is_dir() or str(path) not in shipped():
+        return _there(path)
+    return shipped()[str(path)]
+
+
+def find_model(path: Path) -> Path:
+    """The directory of weights that `path` means: one as `pretrain` leaves it, or the name of a shipped model.
+
+    Raises InputError when it is neither, naming the shipped ones.
+    """
+    if (path / CONFIG).is_file() or str(path) not in shipped():
+        return _there(path)
+    return shipped()[str(path)] / "model"
+
+
+def spacegroup_weights(base: Path, data: Path) -> Float64[np.ndarray, " 230"]:
+    """How often each space group occurred where the base model learned.
+
+    base: output of `pretrain` or `fetch`. A model that does not say so (imported parameters) gets the shares of the
+    training split in `data`, an output of `ingest`.
+    """
+    info = json.loads((base / "model" / CONFIG).read_text())["info"]
+    if info.get("spacegroup_weights") is not None:
+        return np.asarray(info["spacegroup_weights"], dtype=np.float64)
+    from crystalforge.data.store import TokenStore
+
+    return TokenStore.open(data / "store").spacegroup_weights("train")
+
+
+def training_fingerprints(base: Path) -> UInt64[np.ndarray, " N"] | None:
+    """Fingerprints (formula, space group, occupied orbits) of what the base model was trained on, sorted.
+
+    None for a model that comes without: its training set is then at hand, as `ingest` left it.
+    """
+    file = base / "model" / FINGERPRINTS
+    return np.load(file, allow_pickle=False) if file.is_file() else None
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        raise InputError(
+            "there is no such directory, and no model of this name ships",
+            source=path,
+            remedy=f"give the path of a model, or one of: {', '.join(shipped())}",
+        )
+    return path
