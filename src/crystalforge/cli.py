@@ -112,19 +112,32 @@ def finetune(
 
 @app.command(
     rich_help_panel=STAGES,
-    epilog=_example("crystalforge evaluate --data work/data --base work/base --tuned work/tuned -o work/evaluation"),
+    epilog=_example(
+        "crystalforge evaluate --data work/data --base work/base --model sft=work/sft --model ppo=work/ppo-0 "
+        "--model ppo=work/ppo-1 -o work/evaluation"
+    ),
 )
 def evaluate(
     data: DataOption,
-    base: BaseOption,
-    tuned: TunedOption,
     out: OutOption,
+    base: Annotated[Path | None, typer.Option("--base", help="Output directory of `pretrain`.")] = None,
+    tuned: Annotated[Path | None, typer.Option("--tuned", help="Output directory of `finetune`.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="A further model: name=directory. One name again: another seed of it."),
+    ] = None,
+    samples: Annotated[
+        list[str] | None, typer.Option("--samples", help="Crystals drawn before: name=parquet file. Repeatable.")
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     replace: ReplaceOption = False,
 ) -> None:
-    """Judge base and tuned model side by side, and write the report."""
-    _stage("evaluate", config, set_, replace, out, data=data, base=base, tuned=tuned)
+    """Judge base, tuned and any other models side by side, and write the report."""
+    from crystalforge.stages.evaluate import named_paths
+
+    further = {"models": named_paths(model or [], "--model"), "samples": named_paths(samples or [], "--samples")}
+    _stage("evaluate", config, set_, replace, out, data=data, base=base, tuned=tuned, **further)
 
 
 @app.command(
@@ -402,6 +415,25 @@ def compare(
 
 
 @app.command(
+    rich_help_panel=PLATFORM,
+    epilog=_example("crystalforge study --recipe stability --set reward.potential.path=M3GNET -o work/stability"),
+)
+def study(
+    out: OutOption,
+    config: ConfigOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """One base model tuned in several ways with several seeds, judged side by side; prints the table."""
+    from crystalforge.stages.recipes import find_recipe
+    from crystalforge.stages.study import study as execute
+
+    found = execute(_load(find_recipe(recipe) if recipe is not None else config, set_), out)
+    print(Path(found["table"]).read_text())
+    print(f"report      {found['report']}")
+
+
+@app.command(
     name="train-predictor",
     rich_help_panel=PLATFORM,
     epilog=_example("crystalforge train-predictor --set predictor.data=dielectric.parquet -o work/dielectric"),
@@ -427,7 +459,7 @@ def _stage(name: str, config: Path | None, set_: list[str] | None, replace: bool
     from crystalforge.stages.base import StaleOutputs
     from crystalforge.stages.models import find_base
 
-    if "base" in inputs:
+    if inputs.get("base") is not None:
         inputs["base"] = find_base(inputs["base"])
     function = getattr(import_module(f"crystalforge.stages.{name}"), name)
     resolved = _load(config, set_)

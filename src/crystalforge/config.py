@@ -74,6 +74,20 @@ class RegisterConfig(BaseModel):
     predictor: str = Field(default="crystalforge-predictor", description="registered name of a trained predictor")
 
 
+class Variant(BaseModel):
+    """One way of fine-tuning in a study.
+
+    >>> Variant(name="tau 0.2", finetune={"tau": 0.2}).seeds
+    (0,)
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, pattern=r"^[^/]+$", description="how tables call it")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="of the fine-tuning, one run each")
+    finetune: dict[str, Any] = Field(default_factory=dict, description="what differs from the section finetune")
+
+
 class Config(BaseModel):
     """Every parameter of a run; frozen, and nothing unknown is accepted."""
 
@@ -95,6 +109,7 @@ class Config(BaseModel):
     register_: RegisterConfig = Field(default_factory=RegisterConfig, alias="register")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     predictor: PredictorConfig | None = Field(default=None, description="what train-predictor learns, and from what")
+    study: tuple[Variant, ...] = Field(default=(), description="what `study` compares with the base model")
 
     def sections(self, names: Iterable[str]) -> dict[str, Any]:
         """The named sections as plain JSON values."""

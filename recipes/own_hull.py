@@ -1,0 +1,93 @@
+"""A hull on a potential's own energies: its systematic errors then cancel between a crystal and what it competes with.
+
+    python recipes/own_hull.py TABLES work/mp
+
+Reads work/mp/hull_mp2020.parquet (from prepare_mp.py) and the structures in TABLES/mp_le20/mp_le20.parquet, and writes
+work/mp/hull_chgnet.parquet: the phases on the hull, with CHGNet's energy where the structure is at hand, and with the
+Materials Project's own, which is on CHGNet's scale, for the others (more than 20 atoms). An interrupted call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+
+from crystalforge.common.files import atomic_file
+from crystalforge.common.progress import Progress
+from crystalforge.crystal import Crystal
+from crystalforge.potentials import Potential, load
+from crystalforge.potentials.config import CHGNetConfig
+from crystalforge.thermo import HullStore
+from crystalforge.thermo.entries import parse_formula
+
+PIECE = 512  # structures evaluated between two writes
+ON_HULL = 1e-6  # eV/atom
+HEAVIEST = 94  # CHGNet's last element
+
+
+def main() -> None:
+    """Read the arguments, write the hull, print what is in it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", type=Path, help="directory of the tables")
+    parser.add_argument("out", type=Path, help="directory with the results of prepare_mp.py, and for this one")
+    arguments = parser.parse_args()
+    source = arguments.out / "hull_mp2020.parquet"
+    phases = on_hull(pd.read_parquet(source), HullStore.open(source))
+    columns = ["material_id", "lattice", "atomic_numbers", "frac_coords"]
+    known = pd.read_parquet(arguments.tables / "mp_le20" / "mp_le20.parquet", columns=columns)
+    covered = known.atomic_numbers.map(max) <= HEAVIEST
+    known = known[known.material_id.isin(phases.material_id) & covered].sort_values("material_id")
+    own = energies(load(CHGNetConfig()), known, arguments.out / "hull_chgnet.parts")
+    joined = phases.merge(pd.DataFrame({"material_id": known.material_id, "own": own}), on="material_id", how="left")
+    difference = (joined.own - joined.energy_per_atom).dropna()
+    joined["source"] = np.where(joined.own.notna(), "chgnet", "mp2020")
+    joined["energy_per_atom"] = joined.own.fillna(joined.energy_per_atom)
+    with atomic_file(arguments.out / "hull_chgnet.parquet") as path:
+        joined.drop(columns="own").to_parquet(path)
+    report = {
+        "phases": len(joined),
+        "with CHGNet's energy": int(joined.source.eq("chgnet").sum()),
+        "mean difference": round(float(difference.mean()), 4),
+        "mean absolute difference": round(float(difference.abs().mean()), 4),
+    }
+    print(json.dumps(report, indent=2))
+
+
+def on_hull(phases: pd.DataFrame, hull: HullStore) -> pd.DataFrame:
+    """The phases that lie on their hull."""
+    atoms = [np.repeat(list(amounts := parse_formula(f)), [round(n) for n in amounts.values()]) for f in phases.formula]
+    distance = hull.e_above_hull_many(atoms, phases.energy_per_atom.to_numpy()).e_above_hull
+    return phases[distance < ON_HULL]
+
+
+def energies(potential: Potential, rows: pd.DataFrame, parts: Path) -> Float64[np.ndarray, " N"]:
+    """Energy per atom of each structure, eV; NaN where the potential has no answer. `parts`: what was done before."""
+    parts.mkdir(parents=True, exist_ok=True)
+    found = []
+    with Progress("energies", len(rows), unit="crystals") as progress:
+        for first in range(0, len(rows), PIECE):
+            file = parts / f"{first:08d}.npy"
+            chosen = rows.iloc[first : first + PIECE]
+            if not file.exists():
+                crystals = [_crystal(row) for row in chosen.to_dict("records")]
+                total = potential.predict(crystals).energy
+                with atomic_file(file) as temporary, temporary.open("wb") as stream:
+                    np.save(stream, total / np.array([len(crystal) for crystal in crystals]))
+            found.append(np.load(file))
+            progress.update(len(chosen))
+    return np.concatenate(found)
+
+
+def _crystal(row: dict[str, object]) -> Crystal:
+    frac = np.concatenate([np.asarray(xyz, dtype=float).ravel() for xyz in np.asarray(row["frac_coords"])])
+    lattice = np.concatenate([np.asarray(xyz, dtype=float).ravel() for xyz in np.asarray(row["lattice"])])
+    return Crystal.of(lattice, np.asarray(row["atomic_numbers"]), frac)
+
+
+if __name__ == "__main__":
+    main()
