@@ -136,7 +136,9 @@ class MatGLProperty:
         self._state, self._batch_atoms = state, batch_atoms
         self._network = _network(self._model)
         self._types = _element_types(self._network)
-        self.elements = frozenset(self._types)
+        # Our predictors say which elements they were trained on; of others they know nothing but a random vector.
+        trained = (json.loads((Path(path) / "model.json").read_text()).get("metadata") or {}).get("elements")
+        self.elements = frozenset(self._types if trained is None else trained)
         self.name = f"matgl-{Path(path).name}"
         self.digest = digest_of(
             self._model.state_dict(),
@@ -210,7 +212,7 @@ def load_matgl(path: Path, *, aggregate: str = "auto") -> tuple[Any, str]:
             "source" if _is_current(type(network), inner_arguments) else "destination"
         )
     if aggregate == "destination":
-        _aggregate_into_destination(network)
+        aggregate_into_destination(network)
     return model.eval().requires_grad_(False), aggregate
 
 
@@ -242,7 +244,7 @@ def _is_current(network: type, arguments: dict[str, Any]) -> bool:
     return named == set(arguments)
 
 
-def _aggregate_into_destination(network: torch.nn.Module) -> None:
+def aggregate_into_destination(network: torch.nn.Module) -> None:
     """Sum messages into the node that an edge points to, in this model alone."""
     patches = {"MEGNetGraphConv": _megnet, "M3GNetGraphConv": _m3gnet, "TensorEmbedding": _tensor_embedding}
     for module in network.modules():

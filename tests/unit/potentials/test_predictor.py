@@ -13,8 +13,9 @@ import torch
 
 from crystalforge.common.errors import InputError
 from crystalforge.crystal import Crystal
-from crystalforge.potentials.predictor import split_rows, train_predictor
+from crystalforge.potentials.predictor import make_network, train_predictor
 from crystalforge.potentials.predictor_config import VOIGT_COLUMNS, PredictorConfig
+from crystalforge.potentials.predictor_data import composition, read_examples, split_compositions, split_rows
 
 FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 
@@ -91,10 +92,85 @@ def test_the_rewards_load_it(trained):
     assert reward.score([crystal]).values[0] == pytest.approx(2 * values[:3].mean(), rel=1e-5)
 
 
-def test_same_seed_same_model(trained):
+def test_a_killed_training_ends_with_the_same_model(trained, tmp_path):
     folder, result, _ = trained
-    again = train_predictor(config_for(folder / "data.parquet"), folder / "again", seed=3)
+
+    class Killed(Exception):
+        pass
+
+    def kill(step, metrics):
+        if step == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_predictor(config_for(folder / "data.parquet"), tmp_path / "out", seed=3, on_metrics=kill)
+    assert not (tmp_path / "out").exists()
+    steps = []
+    again = train_predictor(
+        config_for(folder / "data.parquet"), tmp_path / "out", seed=3, on_metrics=lambda step, _: steps.append(step)
+    )
+    assert steps == list(range(5, 12))
     assert again.metrics == result.metrics
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "the checkpoint is gone"
+
+
+def test_extra_rows_go_to_training_alone_and_never_show_what_is_judged(tmp_path):
+    pytest.importorskip("matgl")
+    rng = np.random.default_rng(1)
+    tables = {
+        "data": [(z, 8) for z in range(19, 60)],
+        "extra": [(z, x) for z in range(19, 34) for x in (8, 9)],
+    }
+    for name, pairs in tables.items():
+        rows = [
+            {
+                "lattice": (rng.uniform(4.5, 5) * FCC).ravel().tolist(),
+                "atomic_numbers": list(pair),
+                "frac_coords": [0.0, 0, 0, 0.5, 0.5, 0.5],
+                "gap": float(sum(pair)),
+            }
+            for pair in pairs
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    config = config_for(
+        tmp_path / "data.parquet", targets=("gap",), epochs=1, split="composition", extra=(tmp_path / "extra.parquet",)
+    )
+    plain = read_examples(config.model_copy(update={"extra": ()}), frozenset(range(1, 90)), cutoff=5.0, seed=3)
+    found = read_examples(config, frozenset(range(1, 90)), cutoff=5.0, seed=3)
+    for part in ("val", "test"):
+        assert found.split[part].tolist() == plain.split[part].tolist()
+        assert (found.table[found.split[part]] == 0).all()
+    judged = {composition(found.crystals[row]) for part in ("val", "test") for row in found.split[part]}
+    assert not judged & {composition(found.crystals[row]) for row in found.split["train"]}
+    shared = sum(f"{min(pair)}:1 {max(pair)}:1" in judged for pair in tables["extra"])
+    assert found.left_out["in_val_or_test"] == shared > 0
+    assert (found.table == 1).sum() == len(tables["extra"]) - shared
+
+
+def test_it_starts_from_another_property(trained, tmp_path):
+    from crystalforge.potentials.matgl import MatGLProperty, load_matgl
+
+    folder, result, _ = trained
+    config = config_for(folder / "data.parquet", targets=("eps_xx",), epochs=1, initial=result.model_dir)
+    network, aggregate = make_network(config)
+    known = load_matgl(result.model_dir)[0].model.state_dict()
+    assert aggregate == "source"
+    for name, value in network.state_dict().items():
+        assert name.startswith("final_layer.") != torch.equal(value, known[name]) or value.ndim == 0, name
+    child = train_predictor(config, tmp_path / "out", seed=0)
+    assert MatGLProperty(child.model_dir).elements == {8, 9, 12, 17}, "only what it was trained on"
+    with pytest.raises(InputError, match="is missing"):
+        make_network(config.model_copy(update={"initial": tmp_path}))
+
+
+def test_a_composition_keeps_its_split_whatever_else_there_is():
+    names = [f"{z}:1 8:{n}" for z in range(10, 90) for n in (1, 2, 3)]
+    split = split_compositions(names, (0.8, 0.1, 0.1), seed=0)
+    assert sorted(np.concatenate(list(split.values())).tolist()) == list(range(len(names)))
+    assert 0.7 < len(split["train"]) / len(names) < 0.9
+    fewer = split_compositions(names[::3], (0.8, 0.1, 0.1), seed=0)
+    assert [names[row] for row in split["test"] if row % 3 == 0] == [names[3 * row] for row in fewer["test"]]
+    assert split_compositions(names, (0.8, 0.1, 0.1), seed=1)["test"].tolist() != split["test"].tolist()
 
 
 def test_splits_are_disjoint_and_complete():

@@ -14,7 +14,7 @@ from crystalforge.common.errors import InputError
 from crystalforge.config import Config, from_sections
 from crystalforge.integrations import mlflow as tracking
 from crystalforge.stages.base import StaleOutputs
-from crystalforge.stages.train_predictor import train_predictor
+from crystalforge.stages.train_predictor import split_errors, train_predictor
 
 pytest.importorskip("matgl")
 
@@ -67,6 +67,27 @@ def test_it_trains_reports_and_registers_once(tmp_path: Path) -> None:
     write_table(tmp_path / "table.parquet", 1)
     with pytest.raises(StaleOutputs):  # same path, other rows
         train_predictor(config, tmp_path / "out")
+
+
+def test_errors_have_intervals_per_crystal(tmp_path: Path) -> None:
+    """Two crystals of the test split: components off by 1 and 3, constants off by 1 and 1 (one cancels)."""
+    header = ["table", "index", "split"]
+    names = ("eps_xx", "eps_yy", "eps_zz")
+    header += [column for name in names for column in (name, f"{name}_predicted")]
+    rows = [
+        "0,0,train,4,4,4,4,4,4",
+        "0,1,val,4,4,4,4,4,4",
+        "0,2,test,5,6,5,6,5,6",
+        "0,3,test,5,8,5,8,5,2",
+    ]
+    (tmp_path / "parity.csv").write_text("\n".join([",".join(header), *rows]) + "\n")
+    found = split_errors(tmp_path / "parity.csv", names)
+    assert found["mae_test"] == pytest.approx(2.0)
+    assert found["mae_test_constant"] == pytest.approx(1.0)
+    assert found["baseline_mae_test"] == found["baseline_mae_test_constant"] == pytest.approx(1.0)
+    assert found["gain_test"] == pytest.approx(-1.0)
+    # Student's t with one degree of freedom: 12.706 standard errors, here 1.
+    assert found["mae_test_high"] - found["mae_test"] == pytest.approx(12.706, abs=1e-3)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
