@@ -1,6 +1,7 @@
 """The registry as a cluster has it: MLflow's server on a real PostgreSQL, artifacts in an S3-compatible store.
 
-Register, promote and fetch go through HTTP alone: the client has neither the database's nor the store's credentials.
+Register, promote, materialise, serve and score go through HTTP alone: the client has neither the database's nor the
+store's credentials.
 """
 
 from __future__ import annotations
@@ -17,13 +18,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from crystalforge.config import from_sections
+from crystalforge.crystal import Crystal, Tokens
+from crystalforge.crystal.convert import to_crystals
 from crystalforge.integrations import mlflow as tracking
+from crystalforge.model.checkpoint import load_model, save_model, weights_hash
+from crystalforge.model.config import ModelConfig
+from crystalforge.model.network import CrystalFormer
+from crystalforge.model.sampler import sample
+from crystalforge.rewards import Status, build, parse
+from crystalforge.stages.fetch import fetch
 from crystalforge.stages.promote import PromotionGates, promote
+from serving.launcher import TritonServer, available
+from serving.materialize import materialize, publish
+from serving.repository import ModelSettings
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if Path("/usr/lib/postgresql").exists() else []
+USABLE, REASON = available()
 FIGURE = {"value": 0.9, "low": 0.85, "high": 0.95, "n": 400}
 
 pytestmark = [
@@ -127,12 +144,8 @@ def server(postgres: int, store: tuple[str, dict[str, str]], tmp_path_factory: p
     process.wait(30)
 
 
-def test_register_promote_and_fetch_over_http(server: str, store: tuple[str, dict[str, str]], tmp_path: Path) -> None:
-    config = from_sections(tracking={"uri": server, "directory": str(tmp_path)})
-    api = tracking.client(server)
-    files = tmp_path / "weights"
-    files.mkdir()
-    (files / "model.bin").write_bytes(bytes(range(256)) * 4096)
+def evaluated(folder: Path) -> None:
+    """A summary as an evaluation leaves it, by which the tuned model is clearly better."""
     metrics = {"unique_rate": FIGURE, "sun_rate": {"value": 0.3, "low": 0.28, "high": 0.32, "n": 400}}
     lower = {"unique_rate": FIGURE, "sun_rate": {"value": 0.1, "low": 0.08, "high": 0.12, "n": 400}}
     summary = {
@@ -140,24 +153,79 @@ def test_register_promote_and_fetch_over_http(server: str, store: tuple[str, dic
         "baseline": "base",
         "models": {"base": {"metrics": lower}, "tuned": {"metrics": metrics}},
     }
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    with tracking.StageRun(server, "test", tmp_path, "register", tmp_path / "stage") as run:
-        run.metrics(1, {"reward": 0.5})
-        run.artifact(tmp_path / "summary.json")
-        tags = {"model": "tuned", "reward_digest": "ab", "evaluation_run_id": run.run_id}
-        version, uri = tracking.register_files(
-            run, files, name="crystalforge-generator", alias="candidate", tags=tags, description="card"
-        )
-    assert promote(config, PromotionGates())["promoted"] is True
-    found = tracking.version_of(api, "models:/crystalforge-generator@production")
-    assert str(found.version) == version
-    fetched = tracking.download(api, f"models:/crystalforge-generator/{version}", tmp_path / "fetched")
-    assert (fetched / "model.bin").read_bytes() == (files / "model.bin").read_bytes()
-    assert uri == "models:/crystalforge-generator@candidate"
+    (folder / "summary.json").write_text(json.dumps(summary))
 
+
+def objects(store: tuple[str, dict[str, str]]) -> list[str]:
+    """Names of all that lies in the object store."""
     import boto3
 
-    objects = boto3.client(
+    client = boto3.client(
         "s3", endpoint_url=store[0], aws_access_key_id="key", aws_secret_access_key="secret", region_name="us-east-1"
-    ).list_objects_v2(Bucket="mlflow")
-    assert any(item["Key"].endswith("weights/model.bin") for item in objects["Contents"]), "the bytes are in the store"
+    )
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket="mlflow")
+    return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not USABLE, reason=REASON)
+def test_registered_promoted_materialised_served_and_scored(
+    server: str, store: tuple[str, dict[str, str]], tmp_path: Path
+) -> None:
+    config = from_sections(tracking={"uri": server, "directory": str(tmp_path)})
+    api = tracking.client(server)
+
+    # A generator is registered with its evaluation, and promoted by its gates.
+    torch.manual_seed(0)
+    model = CrystalFormer(ModelConfig(layers=1, heads=2, head_size=8, width=16, embedding=8))
+    save_model(tmp_path / "model", model, info={})
+    evaluated(tmp_path)
+    with tracking.StageRun(server, "test", tmp_path, "register", tmp_path / "stage") as run:
+        run.artifact(tmp_path / "summary.json")
+        tags = {"model": "tuned", "reward_digest": "ab", "evaluation_run_id": run.run_id,
+                "model_hash": weights_hash(model)}  # fmt: skip
+        version, uri = tracking.register_generator(
+            run, tmp_path / "model", name="crystalforge-generator", alias="candidate", tags=tags, description="card"
+        )
+    assert uri == "models:/crystalforge-generator@candidate"
+    assert promote(config, PromotionGates())["promoted"] is True
+    assert str(tracking.version_of(api, "models:/crystalforge-generator@production").version) == version
+
+    # A reward is registered with the file that it needs; what it was made from goes away.
+    hull = tmp_path / "entries.parquet"
+    pq.write_table(pa.table({"formula": ["Na", "Cl", "NaCl"], "energy_per_atom": [-1.3, -1.8, -3.5]}), hull)
+    reward = parse({"kind": "ehull", "hull": str(hull)})
+    crystals = [crystal for crystal in to_crystals(drawn(model)) if crystal is not None][:6]
+    known = Crystal.of(2.845 * (np.ones((3, 3)) - np.eye(3)), [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    expected = build(reward).score([known, *crystals])
+    assert publish(reward, "stability", uri=server, root=tmp_path) == "1"
+    hull.unlink()
+    assert any(key.endswith("model.safetensors") for key in objects(store)), "the bytes are in the store"
+    assert any(key.endswith("-entries.parquet") for key in objects(store))
+
+    # Whoever serves knows the registry's address alone.
+    repository = tmp_path / "repository"
+    assert materialize(repository, ["stability"], uri=server) == {"stability": "1"}
+    settings = json.loads((repository / "stability" / "1" / "settings.json").read_text())
+    assert settings["expected_digest"] == api.get_model_version("stability", "1").tags["reward_digest"]
+
+    # And whoever samples: the promoted generator comes back as it was, and its crystals get the reward's values.
+    fetched = fetch(config, "models:/crystalforge-generator@production", tmp_path / "fetched")
+    assert fetched["content"] == weights_hash(model)
+    again = [c for c in to_crystals(drawn(load_model(tmp_path / "fetched" / "model").model)) if c is not None][:6]
+    served = ModelSettings(expected_digest=settings["expected_digest"])
+    with (
+        TritonServer({"stability": parse(settings["reward"])}, settings=served, watched=False) as triton,
+        triton.connect() as remote,
+    ):
+        assert remote.version.digest == settings["expected_digest"]
+        scored = remote.score([known, *again])
+    np.testing.assert_array_equal(scored.values, expected.values)
+    np.testing.assert_array_equal(scored.status, expected.status)
+    assert scored.status[0] == Status.OK
+    assert scored.values[0] > scored.values[1:].max(), "rock salt against crystals of an untrained model"
+
+
+def drawn(model: CrystalFormer) -> Tokens:
+    """Crystals of an untrained model: no two alike, few of them possible."""
+    return sample(model, np.full(12, 225, dtype=np.int64), seed=0).tokens
