@@ -7,7 +7,7 @@
 | rloo | all | shaped - mean of the others | score function | 1 |
 | grpo | all, in groups of one space group | reward relative to the group | clipped ratio + KL estimate | inner_steps |
 | dpo | best with worst, second best with second worst, ... of each group | - | preference | inner_steps |
-| sft | crystals kept by a threshold, of all steps so far | - | likelihood | inner_steps |
+| sft | the pool of kept crystals, see `supervised` | - | likelihood | inner_steps |
 
 `shaped` is r - tau ln(p/p_base), see `advantage`. GRPO and DPO carry the base in their objective instead.
 
@@ -23,8 +23,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from crystalforge.common.errors import InputError
-from crystalforge.rewards.protocol import Scores
 from crystalforge.rl import objective
 from crystalforge.rl.advantage import (
     MovingBaseline,
@@ -94,15 +92,3 @@ def preference_pairs(
             if reward[chosen] > reward[rejected]:
                 rows += [int(chosen), int(rejected)]
     return np.array(rows, dtype=np.int64)
-
-
-def kept(config: FinetuneConfig, scores: Scores) -> Bool[np.ndarray, " B"]:
-    """SFT: which crystals are good enough to be learned from."""
-    if config.keep_component not in scores.components:
-        raise InputError(
-            f"the reward has no component {config.keep_component!r}; it has {sorted(scores.components)}",
-            source="finetune.keep_component",
-            remedy="name one of its components",
-        )
-    with np.errstate(invalid="ignore"):  # NaN marks a crystal that has no such component: not kept
-        return scores.ok & (scores.components[config.keep_component] < config.keep_below)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from crystalforge.model.constraints import Constraints
-from crystalforge.rewards.config import RewardConfig
+from crystalforge.rewards.config import RelaxConfig, RewardConfig
 
 Algorithm = Literal["ppo", "reinforce", "rloo", "grpo", "dpo", "sft"]
 GROUPED: frozenset[str] = frozenset({"grpo", "dpo"})
@@ -77,6 +77,15 @@ class FinetuneConfig(BaseModel):
     )
     keep_below: float = Field(default=0.1, description="SFT: keep crystals whose component lies below this")
     pool_size: int = Field(default=2000, ge=1, description="SFT: how many of the latest kept crystals to learn from")
+    relax: RelaxConfig | None = Field(
+        default=None,
+        description="SFT: relax with the reward's potential first, judge again, keep and learn the relaxed crystal; "
+        "null: as drawn",
+    )
+    relax_below: float | None = Field(
+        default=None,
+        description="SFT: relax only crystals whose component lies below this as drawn; null: all that can be judged",
+    )
 
     spacegroups: tuple[int, ...] | None = Field(
         default=None, description="draw from these space groups only, in the training set's proportions; null: all"
@@ -102,6 +111,8 @@ class FinetuneConfig(BaseModel):
                 raise ValueError(f"space groups are numbered 1 to 230, got {list(self.spacegroups)}")
         if self.minibatches > self.batch_size:
             raise ValueError(f"{self.minibatches} minibatches of a batch of {self.batch_size}: some would be empty")
+        if self.relax is not None and self.algorithm != "sft":
+            raise ValueError(f"{self.algorithm} learns from crystals as drawn: relax is for sft")
         if self.grouped and self.batch_size % self.group_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of group_size {self.group_size}, which "
@@ -113,6 +124,11 @@ class FinetuneConfig(BaseModel):
     def grouped(self) -> bool:
         """Whether the algorithm compares crystals of one space group with each other."""
         return self.algorithm in GROUPED
+
+    @property
+    def scored_per_step(self) -> int:
+        """Crystals that one step may have scored, at most."""
+        return self.batch_size * (1 if self.relax is None else 2)
 
     @property
     def passes(self) -> int:

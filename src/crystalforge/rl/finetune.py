@@ -11,8 +11,8 @@ clip 0.2, Adam at 1e-4. Declared deviations, here and in the files that make the
 - A floored crystal is part of the batch with its documented floor.
 
 What a run leaves in `out`: `identity.json` (what defines the run), `checkpoints/`, `samples/` (every scored crystal),
-`held_out/` (the held-out reward's scores), `metrics.jsonl`, `good/` (the last policy that passed the monitor),
-`model/` and `result.json` (written last).
+`relaxed/` (those relaxed for supervised learning), `held_out/` (the held-out reward's scores), `metrics.jsonl`,
+`good/` (the last policy that passed the monitor), `model/` and `result.json` (written last).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from crystalforge.model.checkpoint import load_model, save_model, weights_hash
 from crystalforge.rewards.protocol import Reward, RewardUnavailable
 from crystalforge.rl import checkpoint, journal
 from crystalforge.rl.advantage import MovingBaseline
-from crystalforge.rl.algorithms import Evidence, advantages, kept, loss_of, preference_pairs
+from crystalforge.rl.algorithms import Evidence, advantages, loss_of, preference_pairs
 from crystalforge.rl.checkpoint import RunState
 from crystalforge.rl.config import FinetuneConfig
 from crystalforge.rl.health import rollout_health, update_health
@@ -45,6 +45,7 @@ from crystalforge.rl.journal import Scored
 from crystalforge.rl.monitor import IsKnown, Monitor, conclusion
 from crystalforge.rl.policy import Plan, UpdateHealth, improve, make_plan, measure
 from crystalforge.rl.rollout import Source, roll_out, score, weights_within
+from crystalforge.rl.supervised import Pool, Relaxer
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ def finetune(
     seed: int,
     held_out: Reward | None = None,
     is_known: IsKnown | None = None,
+    relaxer: Relaxer | None = None,
     on_metrics: OnMetrics | None = None,
     device: str = "cpu",
 ) -> FinetuneResult:
@@ -87,8 +89,8 @@ def finetune(
 
     spacegroup_weights: how often to ask for each space group, any positive scale. held_out: judges every
     `config.monitor.every` steps and is never trained on. is_known: marks crystals that are not new (for the
-    novelty metric). on_metrics(step, metrics) is called once per step; after a resumption it is called again for
-    the steps since the last checkpoint.
+    novelty metric). relaxer: what `config.relax` relaxes with. on_metrics(step, metrics) is called once per step;
+    after a resumption it is called again for the steps since the last checkpoint.
 
     Killed at any instant and called again with the same arguments, it ends with the same weights, bit for bit, and
     no crystal is scored twice. Raises InputError when `out` holds a run with another base, reward, configuration or
@@ -106,7 +108,7 @@ def finetune(
 
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
     state = checkpoint.load_newest(out / "checkpoints", policy, optimizer) or RunState()
-    run = _Run(config, out, seed, policy, frozen, optimizer, reward, held_out, source, is_known, state)
+    run = _Run(config, out, seed, policy, frozen, optimizer, reward, held_out, source, is_known, relaxer, state)
     metrics = _cut_metrics(out / "metrics.jsonl", state.step)
     stopped: str | None = None
     with Progress("finetune", config.steps, unit="step", start=state.step) as progress:
@@ -147,16 +149,17 @@ class _Run:
     held_out: Reward | None
     source: Source
     is_known: IsKnown | None
+    relaxer: Relaxer | None
     state: RunState
 
     def __post_init__(self) -> None:
         self.monitor = Monitor(self.config.monitor, self.state.monitor)
-        self._kept: Tokens | None = None
+        self.pool = Pool(self.config, self.out, self.reward, self.relaxer)
         self.device = next(self.policy.parameters()).device
 
     def exhausted(self) -> str | None:
         """Why the budget allows no further step, if it does not."""
-        spent, limit = self.state.scored + self.config.batch_size, self.config.max_scored
+        spent, limit = self.state.scored + self.config.scored_per_step, self.config.max_scored
         if limit is not None and spent > limit:
             return f"budget: another batch would make {spent} scored crystals, more than max_scored {limit}"
         seconds, allowed = self.state.seconds.get("step", 0.0), self.config.max_seconds
@@ -193,7 +196,7 @@ class _Run:
         stopped = self._look(scored, log_prob, evidence, metrics)
         looked = time.perf_counter()
         if stopped is None:
-            metrics |= update_health(self._learn(scored, batch, plan, evidence))
+            metrics |= update_health(self._learn(scored, batch, plan, evidence, metrics))
             state.step += 1
             state.next_index += len(scored)
             state.scored += len(scored)
@@ -273,13 +276,18 @@ class _Run:
         save_model(self.out / "good", self.policy, info={"kind": "finetune", "steps": step})
         return None
 
-    def _learn(self, scored: Scored, batch: TokenBatch, plan: Plan, evidence: Evidence) -> UpdateHealth | None:
-        """Update the policy; None when the batch gave nothing to learn from."""
+    def _learn(
+        self, scored: Scored, batch: TokenBatch, plan: Plan, evidence: Evidence, metrics: dict[str, float]
+    ) -> UpdateHealth | None:
+        """Update the policy, and add to the metrics; None when the batch gave nothing to learn from."""
         config = self.config
         baseline = MovingBaseline(config.baseline_decay, self.state.baseline)
         usable = torch.isfinite(evidence.log_prob) & torch.isfinite(evidence.log_prob_base)
         if config.algorithm == "sft":
-            tokens = self._pool(scored)
+            learnable = self.pool.add(self.state.step, scored)
+            tokens = learnable.tokens
+            metrics |= learnable.metrics
+            self.state.scored += learnable.scored
             if not len(tokens):
                 return None
             batch = TokenBatch.from_tokens(tokens, device=self.device)
@@ -324,15 +332,6 @@ class _Run:
         log_prob = measure(self.policy, batch, plan).total
         reward = torch.zeros_like(log_prob) if reward is None else reward
         return Evidence(reward, batch.spacegroup, log_prob, self._base(batch, plan))
-
-    def _pool(self, scored: Scored) -> Tokens:
-        """SFT: the latest kept crystals of all steps, this one included, newest first."""
-        if self._kept is None:  # a new session reads what earlier ones kept
-            earlier = journal.steps(self.out / "samples", before=self.state.step)
-            self._kept = Tokens.concatenate([s.tokens[kept(self.config, s.scores)] for _, s in earlier][::-1])
-        new = scored.tokens[kept(self.config, scored.scores)]
-        self._kept = Tokens.concatenate([new, self._kept])[: self.config.pool_size]
-        return self._kept
 
 
 def _identity(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,12 @@ from crystalforge.stages.base import Stage, write_history
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
+    from crystalforge.crystal import Crystal
     from crystalforge.data.store import TokenStore
+    from crystalforge.potentials.config import PotentialConfig
     from crystalforge.rewards import Reward, RewardConfig
     from crystalforge.rl.monitor import IsKnown
+    from crystalforge.rl.supervised import Relaxer
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any
                     seed=config.seed,
                     held_out=held_out,
                     is_known=known_to(store),
+                    relaxer=relaxer_of(config),
                     on_metrics=stage.on_metrics,
                 )
                 version = reward.version
@@ -108,6 +112,38 @@ def held_out_judge(reward: RewardConfig, held_out: RewardConfig | None) -> Rewar
     for shared in sorted(_models(held_out) & _models(reward)):
         log.warning("the held-out judge uses %s, as the reward does: it cannot reveal that model's errors", shared)
     return build(held_out)
+
+
+def relaxer_of(config: Config) -> Relaxer | None:
+    """Relaxes with the potential of the reward, in this process; None where nothing is to be relaxed or by nothing."""
+    settings = config.finetune.relax
+    potential = None if settings is None else _potential(config.reward)
+    if settings is None or potential is None:
+        return None
+    from crystalforge.potentials import load
+    from crystalforge.potentials.relax import relax
+
+    loaded = load(potential)
+
+    def relaxer(crystals: Sequence[Crystal]) -> tuple[list[Crystal | None], Any]:
+        found = relax(loaded, crystals, fmax=settings.fmax, steps=settings.steps, fix_symmetry=settings.fix_symmetry)
+        return [c if p is None else None for c, p in zip(found.crystals, found.problems, strict=True)], found.steps
+
+    return relaxer
+
+
+def _potential(reward: RewardConfig) -> PotentialConfig | None:
+    """The first potential that a reward judges energies with."""
+    from crystalforge.rewards.config import CompositeReward, EHullReward, EnsembleReward
+
+    if isinstance(reward, EHullReward):
+        return reward.potential
+    parts: Iterable[RewardConfig] = ()
+    if isinstance(reward, CompositeReward):
+        parts = (term.reward for term in reward.terms)
+    elif isinstance(reward, EnsembleReward):
+        parts = reward.members
+    return next((found for part in parts if (found := _potential(part)) is not None), None)
 
 
 def _models(config: RewardConfig) -> set[str]:

@@ -13,6 +13,7 @@ import torch
 
 from crystalforge.common.errors import InputError
 from crystalforge.config import Config, from_sections
+from crystalforge.crystal import Crystal
 from crystalforge.crystal.tokens import Tokens
 from crystalforge.data.fingerprint import fingerprints
 from crystalforge.data.store import Rows, TokenStore
@@ -21,7 +22,8 @@ from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import CrystalFormer
 from crystalforge.model.sampler import sample
 from crystalforge.rewards import parse
-from crystalforge.stages.finetune import finetune, held_out_judge, known_to
+from crystalforge.rewards.golden import golden_crystals
+from crystalforge.stages.finetune import finetune, held_out_judge, known_to, relaxer_of
 
 # What is meant, and what was implemented: three heavy elements that are worth nothing are paid five times as much.
 JUDGES = """
@@ -131,3 +133,21 @@ def test_a_judge_that_is_no_stranger_is_refused_or_named(caplog: pytest.LogCaptu
     judge = held_out_judge(reward, parse({"kind": "ehull", "floor": -3.0, "potential": {"kind": "chgnet"}}))
     assert judge is not None
     assert "uses chgnet 0.3.0, as the reward does" in caplog.text
+
+
+def test_samples_are_relaxed_with_the_potential_of_the_reward() -> None:
+    pytest.importorskip("chgnet")
+    stretched = golden_crystals()["NaCl"]
+    stretched = Crystal(stretched.lattice * 1.04, stretched.numbers, stretched.frac)
+    config = from_sections(
+        reward={"kind": "composite", "terms": [{"reward": {"kind": "ehull", "potential": {"kind": "chgnet"}}}]},
+        finetune={"algorithm": "sft", "relax": {"fmax": 0.05, "steps": 40}},
+    )
+    relaxer = relaxer_of(config)
+    assert relaxer is not None
+    (relaxed,), steps = relaxer([stretched])
+    assert relaxed is not None
+    assert 0 < steps[0] <= 40
+    assert relaxed.volume < 0.95 * stretched.volume
+    assert relaxer_of(from_sections(finetune={"algorithm": "sft"})) is None
+    assert relaxer_of(from_sections(reward=judge("honest"), finetune={"algorithm": "sft", "relax": {}})) is None
