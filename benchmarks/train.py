@@ -29,7 +29,7 @@ from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import CrystalFormer
 from crystalforge.training.config import OptimizerConfig, PretrainConfig
 from crystalforge.training.engine import TorchEngine
-from crystalforge.training.pretrain import train_step
+from crystalforge.training.steps import train_step
 
 REQUIRED, REFERENCE = 100.0, 5.1  # crystals per second on 2 cores: ours at least; the published code
 # Crystals of 1, 2, ... 20 sites in a random sample of 9,000 of MP-20

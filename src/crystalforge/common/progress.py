@@ -26,10 +26,12 @@ class Progress:
         start: int = 0,
         interval: float = 2.0,
         stream: TextIO | None = None,
+        quiet: bool = False,
     ) -> None:
         self.label, self.total, self.unit, self.interval = label, total, unit, interval
         self.done = self._first = start
         self._stream = stream if stream is not None else sys.stderr
+        self._quiet = quiet  # of many processes one speaks
         self._redraw = self._stream.isatty()
         self._began = time.monotonic()
         self._printed = 0.0
@@ -67,7 +69,7 @@ class Progress:
         return "  ".join(part for part in parts if part)
 
     def _print(self, final: bool = False) -> None:
-        if final and not self._redraw and self.done == self._last:
+        if self._quiet or (final and not self._redraw and self.done == self._last):
             return  # the log has it already
         self._last = self.done
         end = "\n" if final or not self._redraw else ""

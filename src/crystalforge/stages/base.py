@@ -3,6 +3,8 @@
 A stage owns one directory. `stage.json` in it is written last and says what made the outputs (a key over the
 configuration sections and the inputs' content) and what they are (their content hash), so that the next stage's key
 follows from it and a finished stage costs nothing when it is asked for again.
+
+Where many processes make up one stage (torchrun), the first one records and the others work in silence.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 RECORD = "stage.json"
 KEY = ".key"  # written first: whose outputs a directory holds, finished or not
 ERROR = "error.json"
+# Settings that say by which means a section's work is done, not what comes of it: they may change when it goes on.
+MEANS = {"pretrain": {"engine", "accumulation"}, "finetune": {"engine"}}
 PIPELINE_VARIABLE = "CRYSTALFORGE_PIPELINE_PID"  # a local pipeline's steps end with the process that runs it
 
 
@@ -59,12 +63,13 @@ class Stage:
         self.key = sha256_json(
             {
                 "stage": self.name,
-                "config": self.config.sections(self.sections),
+                "config": _decisive(self.config.sections(self.sections)),
                 "inputs": {name: record["content"] for name, record in self._parents.items()},
                 **({"options": dict(self.options)} if self.options else {}),
             }
         )
         self.outcome: dict[str, Any] = {}
+        self.records = leads()
         self.run: StageRun | None = None
         self._began = time.monotonic()
 
@@ -72,7 +77,10 @@ class Stage:
         record = self.finished
         if record is not None:
             self.outcome = record
-            print(f"{self.name}: done before, reused ({self.out})", file=sys.stderr)
+            if self.records:
+                print(f"{self.name}: done before, reused ({self.out})", file=sys.stderr)
+            return self
+        if not self.records:
             return self
         begun = self.out / KEY
         if begun.exists() and begun.read_text() != self.key:
@@ -113,6 +121,8 @@ class Stage:
             "seconds": round(time.monotonic() - self._began, 1),
             "mlflow_run_id": self.run.run_id if self.run is not None else None,
         }
+        if not self.records:
+            return
         if self.run is not None:
             numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
             self.run.metrics(0, numbers)
@@ -146,6 +156,19 @@ class Stage:
         parents = {f"input.{name}": record["content"] for name, record in self._parents.items()}
         run.tags(parents | {"stage": self.name, "directory": str(self.out)})
         return run
+
+
+def leads() -> bool:
+    """Whether this process is the one that records: the only one, or the first of those that torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK", "0") == "0"
+
+
+def _decisive(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections without the settings that only say by which means."""
+    return {
+        name: {key: item for key, item in value.items() if key not in MEANS[name]} if name in MEANS else value
+        for name, value in sections.items()
+    }
 
 
 def read_record(directory: Path, what: str) -> dict[str, Any]:

@@ -14,17 +14,31 @@ if TYPE_CHECKING:
 def pretrain(config: Config, data: Path, out: Path) -> dict[str, Any]:
     """Train on `data/store` and leave the model in `out/model`; resumes where an interrupted call stopped.
 
-    Returns the stage's record; `content` is the hash of the weights.
+    Under torchrun every process calls it, on the same (shared) directories; the first one records. Returns the
+    stage's record; `content` is the hash of the weights.
     """
     with Stage("pretrain", config, out, sections=("seed", "model", "pretrain"), inputs={"data": data}) as stage:
         if stage.finished is None:
             from crystalforge.data.store import TokenStore
             from crystalforge.model.checkpoint import load_model, weights_hash
+            from crystalforge.stages.engines import engine_maker
             from crystalforge.training.pretrain import pretrain as run
+            from crystalforge.training.ranks import open_ranks
 
-            store = TokenStore.open(data / "store")
-            result = run(config.model, config.pretrain, store, out, seed=config.seed, on_metrics=stage.on_metrics)
-            write_history(out)
-            stage.artifact(out / "history.csv")
+            engine = config.pretrain.engine
+            with open_ranks(engine.device) as ranks:
+                result = run(
+                    config.model,
+                    config.pretrain,
+                    TokenStore.open(data / "store"),
+                    out,
+                    seed=config.seed,
+                    on_metrics=stage.on_metrics,
+                    ranks=ranks,
+                    make_engine=engine_maker(engine),
+                )
+            if stage.records:
+                write_history(out)
+                stage.artifact(out / "history.csv")
             stage.finish(weights_hash(load_model(result.model_dir).model), result.metrics)
     return stage.outcome

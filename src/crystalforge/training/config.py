@@ -10,6 +10,21 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Precision = Literal["float32", "bfloat16"]
 
 
+class EngineConfig(BaseModel):
+    """The machinery beneath a training loop; decides speed and memory, not what is learned.
+
+    A run may change it, and the number of processes, whenever it is taken up again.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["torch", "deepspeed"] = Field(default="torch", description="who sums gradients and makes steps")
+    zero_stage: Literal[0, 1, 2] = Field(
+        default=1, description="deepspeed: share out nothing (0), the optimiser's moments (1), gradients too (2)"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where there is one")
+
+
 class OptimizerConfig(BaseModel):
     """Adam with a clipped gradient and a schedule; what an `Engine` needs to make steps.
 
@@ -73,10 +88,16 @@ class PretrainConfig(BaseModel):
         ge=1,
         description="tokens per forward and backward pass: bounds memory; does not change the result's law",
     )
+    accumulation: int = Field(
+        default=1,
+        ge=1,
+        description="at least so many forward and backward passes per optimiser step and process; bounds memory too",
+    )
     bucket: bool = Field(default=True, description="put crystals of similar length into one batch")
     optimizer: OptimizerConfig = Field(
         default_factory=lambda: OptimizerConfig.model_validate({}), description="how steps are made"
     )
+    engine: EngineConfig = Field(default=EngineConfig(), description="what makes the steps, and where")
     law: Literal["exact", "reference"] = Field(
         default="exact", description="what is maximised: the sampler's own law, or the published code's objective"
     )

@@ -2,11 +2,16 @@
 
 Loops (pre-training, reinforcement) see the `Engine` protocol only, so that one process on a laptop and many under
 torchrun run the same loop. A loop calls, per optimiser step: `backward` on the loss of each piece of the batch
-(pieces' losses add up), then `step` once.
+(pieces' losses add up), then `step` once. `TorchEngine` is the oracle; the other one, DeepSpeed's
+(`crystalforge.integrations.deepspeed`), must agree with it.
+
+State is stored as if one process had made it (whole weights, whole moments, numbered alike by both engines), so
+what N processes wrote M can read, with either engine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +21,7 @@ from torch import Tensor, nn
 
 from crystalforge.model.network import CrystalFormer
 from crystalforge.training.config import OptimizerConfig
+from crystalforge.training.ranks import ALONE, Ranks
 
 
 @runtime_checkable
@@ -23,11 +29,11 @@ class Engine(Protocol):
     """Optimises one model; see the module's docstring.
 
     A loop that runs under several ranks gives each rank its own rows of every batch, scales losses by the size of
-    the whole batch, and lets the engine add gradients up over ranks.
+    the whole batch, and lets the engine add gradients up over ranks. Each rank calls `backward` equally often
+    (`nothing` is a loss for a rank that has no rows left): an engine may talk to the others at every call.
     """
 
-    rank: int  # this process among `world_size`
-    world_size: int
+    ranks: Ranks  # the processes that train this model
     steps: int  # optimiser steps made so far
 
     @property
@@ -48,15 +54,15 @@ class Engine(Protocol):
         """Add the gradient of `loss` to what has gathered since the last step."""
         ...
 
-    def step(self) -> float:
-        """Clip, update, clear the gradient; give its global norm before clipping.
-
-        A gradient that is not finite changes nothing (the step still counts); its norm is returned as it is.
-        """
+    def add_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add gradients that the loop has taken itself, one for each of the model's parameters; None is zero."""
         ...
 
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """`values` added up over all ranks, in place, for reporting."""
+    def step(self) -> float:
+        """Sum gradients over ranks, clip, update, clear the gradient; give its global norm before clipping.
+
+        A gradient that is not finite changes nothing (the step still counts); a norm that is not finite tells.
+        """
         ...
 
     def averaged_state(self) -> dict[str, Tensor]:
@@ -64,7 +70,10 @@ class Engine(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to continue: nested dictionaries of tensors and JSON values."""
+        """All that is needed to continue, whatever the number of ranks then: tensors and JSON values, nested.
+
+        Every rank must ask for it: parts of it may lie with other ranks.
+        """
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -72,32 +81,65 @@ class Engine(Protocol):
         ...
 
 
+MakeEngine = Callable[[CrystalFormer, OptimizerConfig, Ranks], Engine]
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Adam(W) in one pass over memory; without decay AdamW is Adam. Two groups: matrices, which decay, and others."""
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True)
+
+
+def nothing(model: nn.Module) -> Float[Tensor, ""]:
+    """A loss of zero that every parameter has part in: for a rank without rows to learn from."""
+    return torch.stack([parameter.reshape(-1)[0] * 0.0 for parameter in model.parameters()]).sum()
+
+
+class WeightAverage:
+    """Moving average of a model's weights, the same on every rank.
+
+    keep: share of the old average that a step retains; a young average has a shorter memory, since the first
+    weights would linger in a long one.
+    """
+
+    def __init__(self, model: nn.Module, keep: float) -> None:
+        self.model, self.keep = model, keep
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, steps: int) -> None:
+        """Move towards the present weights, `steps` optimiser steps having been made before."""
+        keep = min(self.keep, (1 + steps) / (10 + steps))
+        for name, value in self.model.state_dict().items():
+            self.state[name].lerp_(value, 1 - keep)
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`."""
+        self.state = {name: value.clone().to(self.state[name].device) for name, value in state.items()}
+
+
 class TorchEngine:
-    """One process, plain PyTorch: fused Adam(W), global-norm clip, learning-rate schedule, weight average.
+    """Plain PyTorch: fused Adam(W), global-norm clip, learning-rate schedule, weight average; alone or data-parallel.
+
+    With several ranks, gradients are added up once a step in one flat buffer. PyTorch's DistributedDataParallel
+    overlaps that with the backward pass, but counts passes and so forbids ranks to have unequal numbers of pieces;
+    for five million parameters the sum is a small part of a step (`benchmarks/ddp.py`).
 
     >>> engine = TorchEngine(model, OptimizerConfig(learning_rate=1e-3))      # doctest: +SKIP
     >>> engine.backward(-log_prob(engine.model, batch).total.mean())           # doctest: +SKIP
     >>> norm = engine.step()                                                   # doctest: +SKIP
     """
 
-    def __init__(self, model: CrystalFormer, config: OptimizerConfig) -> None:
-        self._model, self.config = model, config
-        self.rank, self.world_size, self.steps = 0, 1, 0
+    def __init__(self, model: CrystalFormer, config: OptimizerConfig, ranks: Ranks = ALONE) -> None:
+        self._model, self.config, self.ranks = model, config, ranks
+        self.steps = 0
         self.parameters = list(model.parameters())
         self.device = self.parameters[0].device
-        decayed = [p for p in self.parameters if p.ndim >= 2]
-        others = [p for p in self.parameters if p.ndim < 2]
-        groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        # Without decay AdamW is Adam. The fused kernel makes one pass over memory.
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True
-        )
-        self.average = (
-            {name: value.detach().clone() for name, value in model.state_dict().items()} if config.ema_decay else None
-        )
+        ranks.equalise(self.parameters)
+        self.optimizer = make_optimizer(model, config)
+        self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
 
     @property
     def model(self) -> CrystalFormer:
@@ -117,25 +159,29 @@ class TorchEngine:
         """Add the gradient of `loss`."""
         loss.backward()
 
+    def add_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add gradients taken elsewhere."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
     def step(self) -> float:
-        """Clip, update, clear the gradient; give its global norm before clipping."""
+        """Sum gradients over ranks, clip, update, clear the gradient; give its global norm before clipping."""
+        self._sum_gradients()
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip))
         if norm < float("inf"):  # false for NaN too: such a gradient would spoil every weight
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate
             self.optimizer.step()
-            self._update_average()
+            if self.average is not None:
+                self.average.update(self.steps)
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         return norm
 
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """One rank: as it is."""
-        return values
-
     def averaged_state(self) -> dict[str, Tensor]:
         """The weights' moving average where one is kept, else the weights."""
-        return self.average if self.average is not None else self._model.state_dict()
+        return self.average.state if self.average is not None else self._model.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """Model, optimiser moments, average and step count."""
@@ -147,7 +193,7 @@ class TorchEngine:
                 for index, moments in self.optimizer.state_dict()["state"].items()
             },
         }
-        return state | ({"average": self.average} if self.average is not None else {})
+        return state | ({"average": self.average.state} if self.average is not None else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`'s value."""
@@ -157,13 +203,12 @@ class TorchEngine:
         moments = {int(index): values for index, values in state["optimizer"].items()}
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         if self.average is not None:
-            self.average = {name: value.clone().to(self.device) for name, value in state["average"].items()}
+            self.average.load(state["average"])
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        if self.average is None:
+    def _sum_gradients(self) -> None:
+        if self.ranks.world_size == 1:
             return
-        # A short memory at first: early weights would linger in a long one.
-        keep = min(self.config.ema_decay, (1 + self.steps) / (10 + self.steps))
-        for name, value in self._model.state_dict().items():
-            self.average[name].lerp_(value, 1 - keep)
+        own = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        flat = self.ranks.sum(torch.cat([gradient.reshape(-1) for gradient in own]))
+        for parameter, gradient in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
+            parameter.grad = gradient.view_as(parameter)

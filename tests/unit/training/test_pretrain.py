@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,9 @@ from crystalforge.model.likelihood import log_prob
 from crystalforge.model.network import CrystalFormer
 from crystalforge.training.config import OptimizerConfig, PretrainConfig
 from crystalforge.training.engine import TorchEngine
-from crystalforge.training.pretrain import evaluate, pieces, pretrain, train_step
+from crystalforge.training.pretrain import pretrain
+from crystalforge.training.ranks import Ranks
+from crystalforge.training.steps import evaluate, pieces, train_step
 
 SMALL = ModelConfig(layers=1, heads=2, head_size=4, width=8, embedding=4, first_wyckoff_hidden=8)
 MakeStore = Callable[..., TokenStore]
@@ -215,6 +217,15 @@ def test_how_a_batch_is_cut_does_not_change_its_gradient(make_store: MakeStore, 
 def test_ranks_share_a_batch_and_their_gradients_add_up(make_store: MakeStore) -> None:
     """Without dropout the gradients of two ranks sum to that of one process."""
 
+    class Apart(Ranks):
+        """A rank that the test adds up itself."""
+
+        def sum(self, values: torch.Tensor) -> torch.Tensor:
+            return values
+
+        def equalise(self, tensors: Iterable[torch.Tensor]) -> None:
+            pass
+
     class Gathering(TorchEngine):
         def step(self) -> float:  # keeps the gradient for the test
             self.steps += 1
@@ -227,8 +238,7 @@ def test_ranks_share_a_batch_and_their_gradients_add_up(make_store: MakeStore) -
         for rank in range(world):
             torch.manual_seed(0)
             quiet = SMALL.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})
-            engine = Gathering(CrystalFormer(quiet).double(), OptimizerConfig())
-            engine.rank, engine.world_size = rank, world
+            engine = Gathering(CrystalFormer(quiet).double(), OptimizerConfig(), Apart(rank, world))
             train_step(engine, store, store.split("train"), config(), seed=1)
             parts = [p.grad for p in engine.parameters if p.grad is not None]
             total = [a + b for a, b in zip(total, parts, strict=True)] if total else parts
