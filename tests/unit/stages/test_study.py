@@ -80,17 +80,7 @@ def test_wrong_settings_are_refused_before_any_work(tmp_path: Path) -> None:
 def test_a_figure_that_was_not_measured_leaves_its_cell_empty(tmp_path: Path) -> None:
     nan = float("nan")
     known = {"stable_rate": Estimate(0.25, 0.2, 0.3, 9), "mean_e_above_hull": Estimate(0.1, 0.05, 0.15, 9)}
-    write_table(
-        tmp_path,
-        [
-            (
-                "a",
-                None,
-                {"stable_rate": Estimate(0.25, 0.2, 0.3, 9), "mean_e_above_hull": Estimate(0.1, 0.05, 0.15, 9)},
-            ),
-            ("b", None, {"stable_rate": Estimate(nan, nan, nan, 0)}),
-        ],
-    )
+    write_table(tmp_path, [("a", None, known), ("b", None, {"stable_rate": Estimate(nan, nan, nan, 0)})])
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert lines[2:] == ["| a | 0.100 [0.050, 0.150] | 25.0 [20.0, 30.0] |", "| b |  |  |"]
     assert (tmp_path / "table.csv").read_text().splitlines()[2] == "b,,,,,,,"
