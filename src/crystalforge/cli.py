@@ -445,6 +445,45 @@ def train_predictor(
     _stage("train_predictor", config, set_, replace, out)
 
 
+@app.command(
+    name="export-training-set",
+    rich_help_panel=PLATFORM,
+    epilog=_example(
+        "crystalforge export-training-set runs/latest/evaluate/crystals.parquet --predictor a=A --predictor b=B -o x.parquet"
+    ),
+)
+def export_training_set(
+    table: Annotated[Path, typer.Argument(help="crystals.parquet of an evaluation.")],
+    out: OutOption,
+    predictor: Annotated[
+        list[str] | None, typer.Option(help="A judge: name=FOLDER of a MatGL property model. Repeatable.")
+    ] = None,
+    column: Annotated[list[str] | None, typer.Option(help="A judge: a column of the table. Repeatable.")] = None,
+    label: Annotated[str, typer.Option(help="Column of the new table that a training reads.")] = "eps_total",
+    teacher: Annotated[str | None, typer.Option(help="Judge whose answer is the label; none: their mean.")] = None,
+    relax: Annotated[str | None, typer.Option(help="Relax by chgnet, or by the MatGL potential in a folder.")] = None,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many crystals at most.")] = 100,
+    per_composition: Annotated[int, typer.Option(min=1, help="Of one composition at most.")] = 1,
+    per_system: Annotated[int, typer.Option(min=1, help="Of one set of elements at most.")] = 5,
+    max_e_above_hull: Annotated[float | None, typer.Option(help="eV/atom; none: any.")] = None,
+) -> None:
+    """Crystals that judges disagree on most, relaxed and labelled: extra rows for train-predictor."""
+    from crystalforge.stages.evaluate import named_paths
+    from crystalforge.stages.export import ExportSettings
+    from crystalforge.stages.export import export_training_set as execute
+
+    settings = ExportSettings(
+        label=label,
+        number=number,
+        per_composition=per_composition,
+        per_system=per_system,
+        max_e_above_hull=max_e_above_hull,
+        teacher=teacher,
+    )
+    predictors = dict(named_paths(predictor or [], "--predictor"))
+    _show(execute(table, out, settings, predictors=predictors, columns=column or [], relax=relax))
+
+
 def _show(value: Any) -> None:
     import json
 

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from crystalforge.evaluation.protocols import PROTOCOLS
+from crystalforge.potentials.config import CHGNetConfig, PotentialConfig
+from crystalforge.rewards.config import RewardConfig
+
+MOST_HELD_OUT = 3  # held-out judges: each has columns and lines of the summary of its own
+
+
+class RelaxSettings(BaseModel):
+    """Which crystals are relaxed, by what and how far; the reward and the held-out judges then see them too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    potential: PotentialConfig = Field(default_factory=CHGNetConfig, description="what moves cell and atoms")
+    crystals: int | None = Field(
+        default=None,
+        ge=1,
+        description="at most so many of each model and seed, chosen by the seed; figures of relaxed crystals have this "
+        "denominator. None: all",
+    )
+    steps: int = Field(default=200, ge=1, description="steps of FIRE at most; what is reached then is judged")
+    fmax: float = Field(default=0.1, gt=0, description="eV/Å at which a relaxation ends")
+    piece: int = Field(default=4, ge=1, description="crystals relaxed between two writes: what an interruption loses")
 
 
 class EvaluateConfig(BaseModel):
@@ -25,6 +48,17 @@ class EvaluateConfig(BaseModel):
     )
     temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
     top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus sampling")
+    held_out: tuple[RewardConfig, ...] = Field(
+        default=(),
+        max_length=MOST_HELD_OUT,
+        description="rewards that nothing was trained on, each with its own potential and hull: second opinions",
+    )
+    relax: RelaxSettings | None = Field(default=None, description="relax the crystals as well; None: do not")
+    reference: Path | None = Field(
+        default=None,
+        description="known crystals that novelty is measured against: output of `ingest`, all its splits; None: the "
+        "training split",
+    )
     processes: int = Field(default=1, ge=1, description="processes that match structures")
     nearest: bool = Field(default=True, description="look up the nearest known crystal of every sample")
     gallery: int = Field(default=12, ge=0, description="crystals shown in three dimensions at the top of the report")

@@ -23,9 +23,10 @@ from crystalforge.crystal import MAX_SITES, Crystal, Tokens
 from crystalforge.evaluation.matching import Matcher, Reduced
 from crystalforge.evaluation.protocols import MatcherSettings, Protocol
 from crystalforge.evaluation.reference import Nearest, Reference, composition_key, prototype_keys
+from crystalforge.evaluation.relaxing import relaxed_crystals
 from crystalforge.evaluation.scoring import crystals_of, formula
+from crystalforge.evaluation.stability import second_opinions, stability
 from crystalforge.evaluation.validity import reduced_composition
-from crystalforge.rewards.protocol import Status
 
 BATCH = 256  # jobs whose reference crystals are in memory together
 
@@ -119,19 +120,24 @@ def judge(
 ) -> pa.Table:
     """Add what each protocol says of each sample.
 
-    New columns: group (row of the first sample of the same kind within the model and seed; -1: cannot be compared),
-    unique, novel, reference_match (bool), stable, stable_group, sun (and metastable, metastable_group, msun where the
-    protocol has them), nearest_id, nearest_formula, nearest_kind, nearest_distance. The first protocol's columns have
-    these names, those of further ones `name:protocol`. A protocol that judges relaxed energies gives null for
-    stability where there are none.
+    New columns: counted (whether the sample is in the denominator of the protocol's rates), group (row of the first
+    sample of the same kind within the model and seed; -1: cannot be compared), unique, novel, reference_match (bool),
+    stable, stable_group, sun (and metastable, metastable_group, msun where the protocol has them), nearest_id,
+    nearest_formula, nearest_kind, nearest_distance. The first protocol's columns have these names, those of further
+    ones `name:protocol`. A protocol that judges relaxed crystals counts those that were to be relaxed; when none was,
+    it has no columns of stability. What other judges make of the first protocol's limit is in the columns
+    <prefix>stable, for the prefixes of `other_judges`, and agreed: stable, and every held-out judge says so too.
     """
-    crystals = crystals_of(table)
+    generated = crystals_of(table)
+    asked = table.column("relaxed_asked").to_numpy() if "relaxed_asked" in table.column_names else None
+    relaxed = relaxed_crystals(table.column("atomic_numbers").to_pylist(), table) if asked is not None else None
     scopes = _scopes(table)
-    compositions = [reduced_composition(crystal) if crystal is not None else None for crystal in crystals]
-    by_matcher: dict[MatcherSettings, list[Protocol]] = defaultdict(list)
+    by_matcher: dict[tuple[MatcherSettings, bool], list[Protocol]] = defaultdict(list)
     for protocol in protocols:
-        by_matcher[protocol.matcher].append(protocol)
-    for settings, group in by_matcher.items():
+        by_matcher[protocol.matcher, protocol.compare == "relaxed" and relaxed is not None].append(protocol)
+    table = second_opinions(table, protocols[0])
+    for (settings, after), group in by_matcher.items():
+        crystals = relaxed if after and relaxed is not None else generated
         stable = {}
         for protocol in group:
             stable |= {f"{kind}:{protocol.name}": mask for kind, mask in stability(table, protocol).items()}
@@ -140,8 +146,10 @@ def judge(
         )
         for protocol in group:
             suffix = "" if protocol is protocols[0] else f":{protocol.name}"
-            table = _write(table, columns, stable, protocol.name, suffix)
+            counted = asked if protocol.energy == "relaxed" and asked is not None else np.ones(len(table), dtype=bool)
+            table = _write(table, columns, stable, counted, protocol.name, suffix)
         if nearest and protocols[0] in group:
+            compositions = [reduced_composition(crystal) if crystal is not None else None for crystal in crystals]
             relatives = _nearest(table, compositions, columns, reference)
             table = _write_nearest(table, relatives, reference)
     return table
@@ -163,26 +171,6 @@ def match_all(
     masks = stable or {}
     verdicts = _match(crystals, compositions, where, masks, reference, settings, processes, quiet)
     return _collect(verdicts, len(crystals), masks)
-
-
-def stability(table: pa.Table, protocol: Protocol) -> dict[str, Bool[np.ndarray, " n"]]:
-    """Masks `stable` and `metastable` of the kinds that the protocol has; without its energies there are none."""
-    prefix = "relaxed_" if protocol.energy == "relaxed" else ""
-    name = f"{prefix}e_above_hull"
-    if name not in table.column_names:
-        return {}
-    energy = table.column(name).to_numpy()
-    scored = np.isfinite(energy) & (table.column(f"{prefix}status").to_numpy() == Status.OK)
-    if protocol.valid_only:
-        scored &= table.column("valid").to_numpy()
-    masks = {}
-    with np.errstate(invalid="ignore"):
-        if protocol.stable_at is not None:
-            below = energy <= protocol.stable_at if protocol.stable_inclusive else energy < protocol.stable_at
-            masks["stable"] = scored & below
-        if protocol.metastable_at is not None:
-            masks["metastable"] = scored & (energy <= protocol.metastable_at)
-    return masks
 
 
 def _scopes(table: pa.Table) -> Int64[np.ndarray, " n"]:
@@ -274,6 +262,7 @@ def _write(
     table: pa.Table,
     columns: Matches,
     stable: Mapping[str, Bool[np.ndarray, " n"]],
+    counted: Bool[np.ndarray, " n"],
     protocol: str,
     suffix: str,
 ) -> pa.Table:
@@ -281,6 +270,7 @@ def _write(
     comparable = columns.heads >= 0
     novel = comparable & (columns.match < 0)
     new: dict[str, pa.Array] = {
+        "counted": pa.array(counted),
         "group": pa.array(columns.heads),
         "unique": pa.array(columns.heads == own),
         "novel": pa.array(novel),

@@ -7,10 +7,12 @@ What each follows, and where it deviates:
 - `crystalformer-rl` (arXiv 2504.02367): E_hull < 0.1 eV/atom of the crystal as generated, pymatgen's default matcher,
   S.U.N. taken in the order stable, unique among the stable, novel. Space groups of the samples are drawn with the
   training set's weights (by whoever makes the samples).
-- `mattergen` (arXiv 2312.03687): E_hull < 0.1 eV/atom after relaxation, matcher 0.2 / 0.3 / 5 deg. Deviation: ordered
-  crystals only, as nothing here makes disordered ones.
-- `lemat-genbench`: stable at E_hull <= 0 (S.U.N.) and metastable at <= 0.1 (M.S.U.N.), only valid crystals count.
-  Deviation: crystals are compared by StructureMatcher, not by the bond-graph hash.
+- `mattergen` (arXiv 2312.03687): crystals are relaxed first; what is then stable (E_hull < 0.1 eV/atom), unique and
+  novel is asked of the relaxed ones, matcher 0.2 / 0.3 / 5 deg. Deviation: ordered crystals only, as nothing here makes
+  disordered ones.
+- `lemat-genbench`: stable at E_hull <= 0 (S.U.N.) and metastable at <= 0.1 (M.S.U.N.) after relaxation, only valid
+  crystals count; E_hull is the mean over an ensemble, the reward and the held-out judges, each on its own hull.
+  Deviations: crystals are compared by StructureMatcher, not by the bond-graph hash; one potential relaxes for all.
 - `cdvae` (arXiv 2110.06197): validity; looser matcher 0.3 / 0.5 / 10 deg, no thermodynamics.
 """
 
@@ -52,7 +54,13 @@ class Protocol(BaseModel):
     name: str
     version: int = Field(description="raised whenever a rule changes")
     matcher: MatcherSettings = MatcherSettings()
-    energy: Literal["generated", "relaxed"] = Field(description="which crystal's E_hull is judged")
+    energy: Literal["generated", "relaxed"] = Field(
+        description="which crystal's E_hull is judged; relaxed: rates have the relaxed crystals as their denominator"
+    )
+    compare: Literal["generated", "relaxed"] = Field(
+        default="generated", description="which crystals are compared with each other and with the known ones"
+    )
+    ensemble: bool = Field(default=False, description="judge the mean E_hull of the reward and the held-out judges")
     stable_at: float | None = Field(description="E_hull limit in eV/atom; None: stability is not judged")
     stable_inclusive: bool = Field(default=False, description="whether E_hull equal to the limit is stable")
     metastable_at: float | None = Field(default=None, description="a second, looser and inclusive limit in eV/atom")
@@ -68,11 +76,12 @@ class Protocol(BaseModel):
 
 _ALL = (
     Protocol(name="crystalformer-rl", version=1, energy="generated", stable_at=0.1),
-    Protocol(name="mattergen", version=1, energy="relaxed", stable_at=0.1),
+    Protocol(name="mattergen", version=2, energy="relaxed", compare="relaxed", stable_at=0.1),
     Protocol(
         name="lemat-genbench",
-        version=1,
+        version=2,
         energy="relaxed",
+        ensemble=True,
         stable_at=0.0,
         stable_inclusive=True,
         metastable_at=0.1,

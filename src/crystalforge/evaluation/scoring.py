@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 
 from crystalforge.crystal import Crystal
-from crystalforge.evaluation.relaxing import Relaxer, relaxed, relaxed_columns
 from crystalforge.evaluation.samples import SampleSet
 from crystalforge.evaluation.validity import composition_valid, reduced_composition, structure_valid
 from crystalforge.rewards.protocol import Reward, Scores
@@ -55,19 +54,10 @@ CHECKS = pa.schema(
 )
 
 
-def score(
-    samples: SampleSet,
-    reward: Reward,
-    *,
-    held_out: Reward | None = None,
-    relaxer: Relaxer | None = None,
-    lineage: Mapping[str, str],
-) -> pa.Table:
+def score(samples: SampleSet, reward: Reward, *, lineage: Mapping[str, str]) -> pa.Table:
     """One row per sample: what it is, whether it is valid, what the reward says.
 
-    held_out: a second reward that nothing was trained on; its answers get the prefix `held_out_`. relaxer: the
-    reward is asked about the relaxed crystals too, with the prefix `relaxed_`; see `relaxed_columns` for the rest.
-    lineage: values of the columns run_id, model_hash and data_hash. Each reward is asked once for all samples; if it
+    lineage: values of the columns run_id, model_hash and data_hash. The reward is asked once for all samples; if it
     is unavailable, its exception passes through and no row is made.
     """
     columns: dict[str, object] = {
@@ -83,24 +73,20 @@ def score(
     }
     fixed = pa.schema([*IDENTITY, *CRYSTAL, *CHECKS])
     table = pa.table({name: columns[name] for name in fixed.names}, schema=fixed)
-    table = _append(table, reward.score(samples.crystals), "")
-    if held_out is not None:
-        table = _append(table, held_out.score(samples.crystals), "held_out_")
-    if relaxer is not None:
-        after = relaxed(relaxer, samples.crystals)
-        table = _append(table, reward.score(after), "relaxed_")
-        for name, values in relaxed_columns(samples.crystals, after).items():
-            table = table.append_column(name, values)
+    for name, values in judged_by(reward, samples.crystals).items():
+        table = table.append_column(name, values)
     return table
 
 
-def _append(table: pa.Table, scores: Scores, prefix: str) -> pa.Table:
-    assert len(scores) == len(table), "a reward must answer for every crystal"
-    table = table.append_column(f"{prefix}reward", pa.array(scores.values))
-    table = table.append_column(f"{prefix}status", pa.array(scores.status))
-    for name, values in scores.components.items():
-        table = table.append_column(f"{prefix}{name}", pa.array(values))
-    return table
+def judged_by(judge: Reward, crystals: Sequence[Crystal | None]) -> dict[str, pa.Array]:
+    """Columns reward, status and one for each component, as the judge answers."""
+    scores: Scores = judge.score(crystals)
+    assert len(scores) == len(crystals), "a reward must answer for every crystal"
+    return {
+        "reward": pa.array(scores.values),
+        "status": pa.array(scores.status),
+        **{name: pa.array(values) for name, values in scores.components.items()},
+    }
 
 
 def _token_columns(samples: SampleSet) -> dict[str, object]:

@@ -1,8 +1,13 @@
 """From the table of crystals to the figures that are quoted, each with a 95 % interval.
 
-Denominators are all samples. Rates of independent crystals (valid, stable, novel) have Wilson intervals; rates of
-*distinct* crystals (unique, S.U.N.) the conservative interval of `statistics.distinct_interval`; means Student's t.
-Differences between models: Newcombe for rates, Welch for means.
+Denominators are all samples; for protocols that judge relaxed crystals, all that were to be relaxed. Rates of
+independent crystals (valid, stable, novel) have Wilson intervals; rates of *distinct* crystals (unique, S.U.N.) the
+conservative interval of `statistics.distinct_interval`; means Student's t. Differences between models: Newcombe for
+rates, Welch for means.
+
+A label under which several models were judged (one method, trained with several seeds) is judged by the spread between
+them: its figures are means over the models, with k - 1 degrees of freedom, since samples of one model say nothing
+about how another training would have ended.
 """
 
 from __future__ import annotations
@@ -16,8 +21,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crystalforge.evaluation import statistics
+from crystalforge.evaluation.config import MOST_HELD_OUT
+from crystalforge.evaluation.parts import held_out_prefix
 from crystalforge.evaluation.statistics import Estimate
 from crystalforge.rewards.protocol import Status
+
+ORDINALS = ("", "second ", "third ")
+
+
+def _held_out_metrics(prefix: str = "") -> dict[str, tuple[str, str, int]]:
+    """Two lines for each held-out judge: its mean E_hull and the share that it finds stable."""
+    when = ", relaxed" if prefix else ""
+    found = {}
+    for number, ordinal in zip(range(MOST_HELD_OUT), ORDINALS, strict=True):
+        name = f"{prefix}{held_out_prefix(number)}"
+        found[f"mean_{name}e_above_hull"] = (f"Mean E_hull, {ordinal}held-out potential{when}", "eV/atom", -1)
+        found[f"{name}stable_rate"] = (f"Stable, {ordinal}held-out potential{when}", "%", 1)
+    return found
+
 
 # Headline figures in the order of tables: caption, unit (% for rates), better direction (1 up, -1 down, 0 neither).
 METRICS: dict[str, tuple[str, str, int]] = {
@@ -33,9 +54,14 @@ METRICS: dict[str, tuple[str, str, int]] = {
     "structure_valid_rate": ("Valid structure", "%", 1),
     "composition_valid_rate": ("Valid composition", "%", 1),
     "scored_rate": ("Scored by the reward", "%", 1),
-    "mean_held_out_e_above_hull": ("Mean E_hull, held-out potential", "eV/atom", -1),
+    **_held_out_metrics(),
+    "agreed_rate": ("Stable by all", "%", 1),
     "mean_relaxed_e_above_hull": ("Mean E_hull, relaxed", "eV/atom", -1),
+    "relaxed_stable_rate": ("Stable when relaxed", "%", 1),
+    **_held_out_metrics("relaxed_"),
+    "converged_rate": ("Relaxation converged", "%", 0),
     "mean_relaxed_rms": ("Displacement by relaxing", "(V/N)^(1/3)", -1),
+    "mean_relaxed_rmsd": ("Displacement by relaxing", "Å", -1),
     "kl_to_base": ("KL to base", "nats", 0),
 }
 
@@ -44,9 +70,10 @@ def summarise(table: pa.Table, *, protocol: str | None = None) -> dict[str, Any]
     """Figures of every model in the table, and of every model minus the first one.
 
     protocol: one of those the table was judged by; by default its headline. Returns
-    `{"protocol": rules, "models": {label: {"n", "seeds", "metrics": {name: {value, low, high, n}}, "status": {...},
-    "per_seed": {seed: {name: value}}}}, "baseline": first label, "comparison": {label: {name: {value, low, high,
-    n}}}}`; a figure that was not measured has value None. Everything is JSON.
+    `{"protocol": rules, "models": {label: {"n", "seeds", "experiments", "metrics": {name: {value, low, high, n}},
+    "status": {...}, "per_seed": {seed: {name: value}}}}, "baseline": first label, "comparison": {label: {name: {value,
+    low, high, n}}}}`; a figure that was not measured has value None. `experiments`: how many models are behind the
+    label; of several, n is their number too. Everything is JSON.
     """
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     rules = json.loads(metadata["protocols"])
@@ -55,7 +82,7 @@ def summarise(table: pa.Table, *, protocol: str | None = None) -> dict[str, Any]
     suffix = "" if name == headline else f":{name}"
     labels = list(dict.fromkeys(table.column("label").to_pylist()))
     parts = {label: table.filter(pc.field("label") == label) for label in labels}
-    estimates = {label: measure(part, suffix=suffix) for label, part in parts.items()}
+    estimates = {label: estimate(part, suffix=suffix) for label, part in parts.items()}
     models = {label: _model(part, estimates[label], suffix) for label, part in parts.items()}
     return {
         "protocol": rules[name],
@@ -71,14 +98,34 @@ def summarise(table: pa.Table, *, protocol: str | None = None) -> dict[str, Any]
     }
 
 
+def experiments(table: pa.Table) -> list[pa.Table]:
+    """The rows of each model and sampling seed among one label's."""
+    seeds = dict.fromkeys(table.column("seed").to_pylist())
+    return [table.filter(pc.field("seed") == seed) for seed in seeds]
+
+
+def is_repeated(table: pa.Table) -> bool:
+    """Whether several models, not one sampled several times, are behind a label's rows."""
+    return len(set(table.column("model_hash").to_pylist())) > 1
+
+
+def estimate(table: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
+    """The figures of one label: `measure`, or for several models the means over them with the spread between them."""
+    if not is_repeated(table):
+        return measure(table, suffix=suffix)
+    found = [measure(part, suffix=suffix) for part in experiments(table)]
+    return {name: statistics.across_seeds([each[name] for each in found]) for name in found[0]}
+
+
 def measure(table: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
     """Every headline figure of the rows given (one model; several seeds are pooled); see METRICS for the names."""
-    size = len(table)
     scored = _numbers(table, "status") == Status.OK
+    judged = table.filter(pc.field(f"counted{suffix}"))
+    size = len(judged)
     found = {
         "mean_reward": statistics.mean(_numbers(table, "reward")),
-        "unique_rate": statistics.distinct_interval(_groups(table, f"group{suffix}"), size),
-        "novel_rate": statistics.share(_mask(table, f"novel{suffix}")),
+        "unique_rate": statistics.distinct_interval(_groups(judged, f"group{suffix}"), size),
+        "novel_rate": statistics.share(_mask(judged, f"novel{suffix}")),
         "valid_rate": statistics.share(_mask(table, "valid")),
         "structure_valid_rate": statistics.share(_mask(table, "structure_valid")),
         "composition_valid_rate": statistics.share(_mask(table, "composition_valid")),
@@ -86,8 +133,12 @@ def measure(table: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
     }
     for kind, sun in (("stable", "sun"), ("metastable", "msun")):
         if f"{kind}{suffix}" in table.column_names:
-            found[f"{kind}_rate"] = statistics.share(_mask(table, f"{kind}{suffix}"))
-            found[f"{sun}_rate"] = statistics.distinct_interval(_sun_groups(table, kind, sun, suffix), size)
+            found[f"{kind}_rate"] = statistics.share(_mask(judged, f"{kind}{suffix}"))
+            found[f"{sun}_rate"] = statistics.distinct_interval(_sun_groups(judged, kind, sun, suffix), size)
+    for metric, (column, population) in SHARES.items():
+        if column in table.column_names:
+            rows = table.filter(pc.field(population)) if population else table
+            found[metric] = statistics.share(_mask(rows, column))
     for metric, column in MEANS.items():
         if column in table.column_names:
             found[metric] = statistics.mean(_finite(_numbers(table, column)))
@@ -95,20 +146,35 @@ def measure(table: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
     return {name: found[name] for name in METRICS if name in found}
 
 
+_PREFIXES = [held_out_prefix(number) for number in range(MOST_HELD_OUT)]
+# Share of True in a column among the rows where another one is true (empty: all).
+SHARES = {
+    **{f"{prefix}stable_rate": (f"{prefix}stable", "") for prefix in _PREFIXES},
+    "agreed_rate": ("agreed", ""),
+    **{
+        f"{prefix}stable_rate": (f"{prefix}stable", "relaxed_asked")
+        for prefix in ["relaxed_", *(f"relaxed_{prefix}" for prefix in _PREFIXES)]
+    },
+    "converged_rate": ("relaxed_converged", "relaxed_asked"),
+}
 MEANS = {
     "mean_e_above_hull": "e_above_hull",
-    "mean_held_out_e_above_hull": "held_out_e_above_hull",
     "mean_relaxed_e_above_hull": "relaxed_e_above_hull",
     "mean_relaxed_rms": "relaxed_rms",
+    "mean_relaxed_rmsd": "relaxed_rmsd",
+    **{f"mean_{prefix}e_above_hull": f"{prefix}e_above_hull" for prefix in _PREFIXES},
+    **{f"mean_relaxed_{prefix}e_above_hull": f"relaxed_{prefix}e_above_hull" for prefix in _PREFIXES},
 }
 
 
 def compare(first: pa.Table, second: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
     """second - first of every headline figure that both have, with the interval of the difference.
 
-    The two sets of samples are independent (different models), so nothing is paired.
+    The two sets of samples are independent (different models), so nothing is paired. Where one of them comes from
+    several models, the intervals of both figures are combined (`statistics.difference`).
     """
-    a, b = measure(first, suffix=suffix), measure(second, suffix=suffix)
+    a, b = estimate(first, suffix=suffix), estimate(second, suffix=suffix)
+    repeated = is_repeated(first) or is_repeated(second)
     values: dict[str, Callable[[pa.Table], np.ndarray]] = {
         "mean_reward": lambda table: _numbers(table, "reward"),
         "kl_to_base": _log_ratio,
@@ -119,7 +185,7 @@ def compare(first: pa.Table, second: pa.Table, *, suffix: str = "") -> dict[str,
     for name in a:
         if name not in b:
             continue
-        if name in values:
+        if name in values and not repeated:
             found[name] = statistics.welch(values[name](first), values[name](second))
         else:
             found[name] = statistics.difference(a[name], b[name])
@@ -179,6 +245,7 @@ def _model(table: pa.Table, estimates: Mapping[str, Estimate], suffix: str) -> d
     return {
         "n": len(table),
         "seeds": seeds,
+        "experiments": len(seeds) if is_repeated(table) else 1,
         "metrics": {name: estimate.as_dict() for name, estimate in estimates.items()},
         "status": status_counts(table),
         "per_seed": {

@@ -126,7 +126,9 @@ def named_paths(values: Sequence[str], option: str) -> list[tuple[str, Path]]:
     for value in values:
         name, separator, path = value.partition("=")
         if not (name and separator and path):
-            raise InputError(f"{option} {value!r} is not of the form name=path", remedy=f"such as {option} sft=work/sft")
+            raise InputError(
+                f"{option} {value!r} is not of the form name=path", remedy=f"such as {option} sft=work/sft"
+            )
         found.append((name, Path(path)))
     return found
 
@@ -184,7 +186,7 @@ def _reference(config: Config, store: TokenStore) -> Reference:
     if config.evaluate.reference is None:
         return Reference.from_store(store)
     other = TokenStore.open(config.evaluate.reference / "store")
-    return Reference.from_store(other, [name for name in ("train", "val", "test") if len(other.split(name))])
+    return Reference.from_store(other, ["all"])
 
 
 def _histories(entries: Sequence[Entry]) -> dict[str, list[dict[str, Any]]]:

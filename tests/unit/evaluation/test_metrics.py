@@ -9,11 +9,14 @@ from crystalforge.common.errors import InputError
 from crystalforge.crystal import Crystal
 from crystalforge.evaluation.config import EvaluateConfig
 from crystalforge.evaluation.metrics import CHUNKS, TABLE, evaluate_samples, read_table
+from crystalforge.evaluation.parts import NOT_ASKED
 from crystalforge.evaluation.reference import Reference
+from crystalforge.evaluation.relaxing import Relaxations, chosen_rows
 from crystalforge.evaluation.samples import SampleSet
 from crystalforge.evaluation.scoring import crystals_of
 from crystalforge.evaluation.summary import across_seeds, compare, measure, per_spacegroup, summarise
-from crystalforge.rewards.protocol import RewardUnavailable
+from crystalforge.rewards.protocol import RewardUnavailable, Scores
+from tests.unit.evaluation.conftest import RuleReward
 
 SALT = [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
 
@@ -175,7 +178,7 @@ def test_damaged_chunk_is_scored_again(tmp_path, make_reward, reference, capsys)
 def test_held_out_potential_has_its_own_columns(tmp_path, make_reward, reference):
     table = evaluate_samples(
         [SampleSet.of("mine", SAMPLES)], make_reward(), reference, EvaluateConfig(), out=tmp_path,
-        held_out=make_reward("other"), lineage={"mine": {"run_id": "r1", "model_hash": "m1", "data_hash": "d1"}},
+        held_out=[make_reward("other")], lineage={"mine": {"run_id": "r1", "model_hash": "m1", "data_hash": "d1"}},
         quiet=True,
     )  # fmt: skip
     row = table.to_pylist()[0]
@@ -188,17 +191,25 @@ def test_held_out_potential_has_its_own_columns(tmp_path, make_reward, reference
 class Swelling:
     """A stand-in for a potential: cells grow by 2 %, atoms of potassium escape the matcher's tolerance, MgO fails."""
 
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.relaxed, self.fail_at = 0, fail_at
+
     def identity(self) -> str:
         return "swelling"
 
     def relax(self, crystals):
+        if self.fail_at is not None and self.relaxed + len(crystals) > self.fail_at:
+            raise KeyboardInterrupt
+        self.relaxed += len(crystals)
+
         def one(crystal):
             if 12 in crystal.numbers:
                 return None
             frac = crystal.frac + ([[0, 0, 0], [0.3, 0.1, 0.2]] if 19 in crystal.numbers else 0.0)
             return Crystal.of(1.02 * crystal.lattice, crystal.numbers, frac)
 
-        return [one(crystal) for crystal in crystals]
+        count = len(crystals)
+        return Relaxations([one(crystal) for crystal in crystals], np.ones(count, bool), np.full(count, 7, np.int32))
 
 
 def test_relaxed_crystals_are_judged_by_the_protocols_that_want_it(tmp_path, make_reward, reference):
@@ -218,6 +229,101 @@ def test_relaxed_crystals_are_judged_by_the_protocols_that_want_it(tmp_path, mak
     assert found["msun_rate"]["value"] == 1 / 8
     assert found["sun_rate"]["value"] == 0
     assert found["mean_relaxed_e_above_hull"]["n"] == 4
+
+
+def test_interrupted_relaxation_goes_on_where_it_stopped(tmp_path, make_reward, reference):
+    """Killed in the middle of the third relaxed piece: neither crystals relaxed before nor scores are made again."""
+    settings = {"chunk": 3, "relax": {"crystals": 7, "piece": 2}}
+
+    def run(out, reward, relaxer):
+        return evaluate_samples(
+            [SampleSet.of("mine", SAMPLES)], reward, reference, EvaluateConfig(**settings), out=out,
+            held_out=[make_reward("other")], relaxer=relaxer, quiet=True,
+        )  # fmt: skip
+
+    expected = run(tmp_path / "whole", make_reward(), Swelling())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", make_reward(), Swelling(fail_at=3))
+    again, relaxer = make_reward(), Swelling()
+    found = run(tmp_path / "broken", again, relaxer)
+    assert 0 < relaxer.relaxed <= 4, "the first piece had been relaxed before"
+    assert again.scored == 7, "only the relaxed crystals are scored: the samples had been"
+    assert same(found, expected)
+
+
+def test_a_subset_is_relaxed_and_is_the_denominator(tmp_path, make_reward, reference):
+    config = EvaluateConfig(protocols=("crystalformer-rl", "mattergen"), relax={"crystals": 5})
+    samples = [SampleSet.of("mine", SAMPLES), SampleSet.of("other", SAMPLES)]
+    table = evaluate_samples(samples, make_reward(), reference, config, out=tmp_path, relaxer=Swelling(), quiet=True)
+    asked = np.array(table.column("relaxed_asked").to_pylist())
+    assert asked[:8].sum() == 5
+    assert np.array_equal(asked[:8], asked[8:]), "the same samples of every model"
+    rows = table.to_pylist()
+    for row, chosen in zip(rows, asked, strict=True):
+        if not chosen:
+            assert row["relaxed_status"] == NOT_ASKED
+            assert np.isnan(row["relaxed_e_above_hull"])
+            assert row["relaxed_lattice"] == []
+            assert not row["counted:mattergen"]
+    found = summarise(table, protocol="mattergen")["models"]["mine"]["metrics"]
+    chosen = [row for row in rows[:8] if row["relaxed_asked"]]
+    assert found["stable_rate"]["n"] == found["relaxed_stable_rate"]["n"] == found["unique_rate"]["n"] == 5
+    assert found["stable_rate"]["value"] == sum(row["stable:mattergen"] for row in chosen) / 5
+    assert summarise(table)["models"]["mine"]["metrics"]["stable_rate"]["n"] == 8
+    more = chosen_rows(8, 7, samples[0].seed)
+    assert more[:5].tolist() == chosen_rows(8, 5, samples[0].seed).tolist(), "a larger choice begins with a smaller"
+
+
+class Pessimist(RuleReward):
+    """Finds every crystal 0.05 eV/atom less stable than the rule does."""
+
+    def score(self, crystals):
+        scores = super().score(crystals)
+        return Scores(scores.values, scores.status, {"e_above_hull": scores.components["e_above_hull"] + 0.05})
+
+
+def test_held_out_judges_are_counted_beside_the_reward(tmp_path, make_reward, reference):
+    table = evaluate_samples(
+        [SampleSet.of("mine", SAMPLES)], make_reward(), reference,
+        EvaluateConfig(protocols=("crystalformer-rl", "lemat-genbench")), out=tmp_path,
+        held_out=[Pessimist("gloomy"), make_reward("same")], relaxer=Swelling(), quiet=True,
+    )  # fmt: skip
+    found = measure(table)
+    assert found["stable_rate"].value == found["held_out_2_stable_rate"].value == 6 / 8
+    assert found["held_out_stable_rate"].value == found["agreed_rate"].value == 2 / 8, "MgO alone, drawn twice"
+    assert found["relaxed_stable_rate"].value == 3 / 8, "neither MgO nor overlapping atoms relax"
+    assert found["relaxed_held_out_stable_rate"].value == 0
+    # The mean over the ensemble for relaxed NaCl, (0.08 + 0.13 + 0.08) / 3, is below 0.1: each has equal weight.
+    rows = table.to_pylist()
+    assert [row["metastable:lemat-genbench"] for row in rows] == [True, True, True, False, False, False, False, False]
+    for name in ("relaxed_e_above_hull", "relaxed_held_out_e_above_hull", "relaxed_held_out_2_e_above_hull"):
+        assert np.isfinite(rows[0][name])
+
+
+def test_several_trainings_of_one_method_are_judged_by_their_spread(tmp_path, make_reward, reference):
+    sources = [
+        SampleSet.of("base", SAMPLES, seed=0),
+        SampleSet.of("ppo", SAMPLES[:4], seed=0),
+        SampleSet.of("ppo", SAMPLES[2:6], seed=1),
+        SampleSet.of("ppo", SAMPLES[4:], seed=2),
+    ]
+    lineage = {(s.label, s.seed): {"model_hash": f"{s.label}-{s.seed}"} for s in sources}
+    table = evaluate_samples(
+        sources, make_reward(), reference, EvaluateConfig(), out=tmp_path, lineage=lineage, quiet=True
+    )
+    summary = summarise(table)
+    stable = summary["models"]["ppo"]["metrics"]["stable_rate"]
+    shares = np.array([3 / 4, 3 / 4, 3 / 4])
+    assert summary["models"]["ppo"]["experiments"] == 3
+    assert summary["models"]["base"]["experiments"] == 1
+    assert stable == {"value": shares.mean(), "low": shares.mean(), "high": shares.mean(), "n": 3}
+    novel = np.array([2 / 4, 4 / 4, 2 / 4])
+    found = summary["models"]["ppo"]["metrics"]["novel_rate"]
+    assert found["high"] - found["value"] == pytest.approx(4.302653 * novel.std(ddof=1) / 3**0.5, rel=1e-6)
+    difference = summary["comparison"]["ppo"]["novel_rate"]
+    base = summary["models"]["base"]["metrics"]["novel_rate"]
+    assert difference["value"] == pytest.approx(found["value"] - base["value"])
+    assert difference["high"] - difference["value"] > found["high"] - found["value"], "the base has an interval too"
 
 
 def test_processes_change_nothing(tmp_path, make_reward, reference):
