@@ -146,6 +146,27 @@ def test_dvc_repro_gives_the_same_metrics(undisturbed: Path, small: Small) -> No
     assert "didn't change" in call("dvc", "repro"), "nothing is redone when nothing changed"
 
 
+def test_a_run_from_a_base_model_trains_none_and_samples_as_it_learned(undisturbed: Path, small: Small) -> None:
+    params = small("base")
+    base = undisturbed / "runs" / "latest" / "pretrain"
+    # Other data: the known crystals, not what space groups are drawn from.
+    finish(start(params, "--set", f"base={base}", "--set", "data.limit=120"), params)
+    summary, before = summary_of(params.parent), summary_of(undisturbed)
+    assert list(summary["content"]) == ["ingest", "fetch", "finetune", "evaluate", "register"]
+    assert summary["content"]["fetch"] == before["content"]["pretrain"]
+    assert summary["content"]["finetune"] == before["content"]["finetune"]
+    assert (
+        "fetch/model" in (params.parent / "log").read_text() or "finetune/model" in (params.parent / "log").read_text()
+    )
+
+
+def test_a_base_model_that_is_not_there_is_refused_at_once(small: Small) -> None:
+    params = small("no-base")
+    assert start(params, "--set", "base=no-such-model").wait(timeout=120) == 2
+    assert "no model of this name ships" in (params.parent / "log").read_text()
+    assert not (params.parent / "runs").exists()
+
+
 def test_a_reward_server_that_is_away_is_one_message_and_exit_code_2(small: Small) -> None:
     params = small("away")
     arguments = ["--set", "service.url=127.0.0.1:9", "--set", "service.patience_s=1", "--set", "pretrain.epochs=1"]

@@ -136,6 +136,7 @@ def judge(
     for protocol in protocols:
         by_matcher[protocol.matcher, protocol.compare == "relaxed" and relaxed is not None].append(protocol)
     table = second_opinions(table, protocols[0])
+    remembered = reference.remembers(_tokens_of(table))
     for (settings, after), group in by_matcher.items():
         crystals = relaxed if after and relaxed is not None else generated
         stable = {}
@@ -147,7 +148,7 @@ def judge(
         for protocol in group:
             suffix = "" if protocol is protocols[0] else f":{protocol.name}"
             counted = asked if protocol.energy == "relaxed" and asked is not None else np.ones(len(table), dtype=bool)
-            table = _write(table, columns, stable, counted, protocol.name, suffix)
+            table = _write(table, columns, remembered, stable, counted, protocol.name, suffix)
         if nearest and protocols[0] in group:
             compositions = [reduced_composition(crystal) if crystal is not None else None for crystal in crystals]
             relatives = _nearest(table, compositions, columns, reference)
@@ -261,6 +262,7 @@ def _collect(verdicts: Iterator[Verdict], rows: int, stable: Mapping[str, object
 def _write(
     table: pa.Table,
     columns: Matches,
+    remembered: Bool[np.ndarray, " n"],
     stable: Mapping[str, Bool[np.ndarray, " n"]],
     counted: Bool[np.ndarray, " n"],
     protocol: str,
@@ -268,13 +270,14 @@ def _write(
 ) -> pa.Table:
     own = np.arange(len(table))
     comparable = columns.heads >= 0
-    novel = comparable & (columns.match < 0)
+    known = (columns.match >= 0) | remembered
+    novel = comparable & ~known
     new: dict[str, pa.Array] = {
         "counted": pa.array(counted),
         "group": pa.array(columns.heads),
         "unique": pa.array(columns.heads == own),
         "novel": pa.array(novel),
-        "reference_match": pa.array(columns.match >= 0),
+        "reference_match": pa.array(known),
     }
     for kind, sun in (("stable", "sun"), ("metastable", "msun")):
         name = f"{kind}:{protocol}"

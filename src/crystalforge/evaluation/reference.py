@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, UInt64
+from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 
 from crystalforge.common.files import sha256_json
 from crystalforge.crystal import ATOM_TYPES, Crystal, PackedCrystals, Tokens
 from crystalforge.crystal.convert import to_crystals
 from crystalforge.crystal.wyckoff import multiplicity
+from crystalforge.data.fingerprint import fingerprints
 from crystalforge.evaluation.validity import reduced_composition
 
 if TYPE_CHECKING:
@@ -48,7 +50,8 @@ class Nearest:
 class Reference:
     """A searchable set of known crystals.
 
-    Rows are numbered 0..R-1. `prototypes` is None for a reference given as crystals rather than tokens.
+    Rows are numbered 0..R-1. `prototypes` is None for a reference given as crystals rather than tokens. Further
+    crystals may be known by their fingerprints alone, see `remembering`; they have no row.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Reference:
         digest: str,
     ) -> None:
         self.keys, self.digest = keys, digest
+        self._remembered: UInt64[np.ndarray, " F"] | None = None
         self.counts, self.crystals, self.ids = fetch_counts, fetch_crystals, fetch_ids
         self._order = np.argsort(keys, kind="stable")
         self._sorted = keys[self._order]
@@ -132,6 +136,23 @@ class Reference:
             fetch_ids=ids,
             digest=digest,
         )
+
+    def remembering(self, fingerprint: UInt64[np.ndarray, " F"]) -> Reference:
+        """This reference, which then also knows the crystals with these fingerprints (`data.fingerprint`, the half that
+        covers formula, space group and orbits): a training set whose structures are not at hand.
+        """
+        other = copy(self)
+        other._remembered = np.unique(fingerprint)
+        other.digest = sha256_json([self.digest, other._remembered.tolist()])
+        return other
+
+    def remembers(self, tokens: Tokens) -> Bool[np.ndarray, " B"]:
+        """Which crystals are known by their fingerprint. Free coordinates may differ: a little too strict, as a
+        matcher would call some of them new."""
+        if self._remembered is None:
+            return np.zeros(len(tokens), dtype=bool)
+        found = np.ascontiguousarray(fingerprints(tokens)[:, 8:]).view(np.uint64).ravel()
+        return np.isin(found, self._remembered) & (tokens.n_sites > 0)
 
     def rows_of(self, key: int) -> Int64[np.ndarray, " k"]:
         """Rows whose reduced composition has this key, ascending."""

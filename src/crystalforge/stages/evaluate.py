@@ -13,8 +13,12 @@ from crystalforge.common.errors import InputError
 from crystalforge.common.files import sha256_file, sha256_json, write_json
 from crystalforge.common.seeds import derived
 from crystalforge.stages.base import RECORD, Stage, read_record
+from crystalforge.stages.models import spacegroup_weights, training_fingerprints
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float64
+
     from crystalforge.config import Config
     from crystalforge.data.store import TokenStore
     from crystalforge.evaluation.reference import Reference
@@ -91,14 +95,16 @@ def evaluate(
             settings = config.evaluate
             run_id = (stage.run.run_id if stage.run is not None else "") or ""
             seeds = {entry: _seed(config, entry) for entry in entries}
-            sources = [_source(config, entry, entries[0], store, seeds[entry]) for entry in entries]
+            first = entries[0]
+            weights = store.spacegroup_weights("train") if first.samples else spacegroup_weights(first.model, data)
+            sources = [_source(config, entry, first, weights, seeds[entry]) for entry in entries]
             known = {"run_id": run_id, "data_hash": read_record(data, "data")["content"]}
             lineage = {(e.label, seeds[e]): {**known, "model_hash": e.content} for e in entries}
             with open_reward(config, out) as reward:
                 held_out = [build(judge) for judge in settings.held_out]
                 relaxer = None if settings.relax is None else PotentialRelaxer.of(settings.relax)
                 table = evaluate_samples(
-                    sources, reward, _reference(config, store), settings,
+                    sources, reward, _reference(config, store, first), settings,
                     out=out, held_out=held_out, relaxer=relaxer, lineage=lineage,
                 )  # fmt: skip
                 judges = {"reward": reward, **{f"held-out {k}": judge for k, judge in enumerate(held_out, start=1)}}
@@ -161,7 +167,9 @@ def _seed(config: Config, entry: Entry) -> int:
     return derived(config.seed, "evaluate" if not entry.number else f"evaluate {entry.number}")
 
 
-def _source(config: Config, entry: Entry, first: Entry, store: TokenStore, seed: int) -> Source:
+def _source(
+    config: Config, entry: Entry, first: Entry, weights: Float64[np.ndarray, " 230"], seed: int
+) -> Source:
     from crystalforge.evaluation.generate import ModelSource
     from crystalforge.evaluation.samples_file import read_samples
 
@@ -171,7 +179,7 @@ def _source(config: Config, entry: Entry, first: Entry, store: TokenStore, seed:
         label=entry.label,
         model=entry.model,
         base=None if first.samples else first.model,
-        spacegroup_weights=store.spacegroup_weights("train"),
+        spacegroup_weights=weights,
         samples=config.evaluate.samples,
         seed=seed,
         temperature=config.evaluate.temperature,
@@ -179,14 +187,17 @@ def _source(config: Config, entry: Entry, first: Entry, store: TokenStore, seed:
     )
 
 
-def _reference(config: Config, store: TokenStore) -> Reference:
+def _reference(config: Config, store: TokenStore, first: Entry) -> Reference:
+    """The known crystals, and those that the first model was trained on, where these are other ones."""
     from crystalforge.data.store import TokenStore
     from crystalforge.evaluation.reference import Reference
 
     if config.evaluate.reference is None:
-        return Reference.from_store(store)
-    other = TokenStore.open(config.evaluate.reference / "store")
-    return Reference.from_store(other, ["all"])
+        reference = Reference.from_store(store)
+    else:
+        reference = Reference.from_store(TokenStore.open(config.evaluate.reference / "store"), ["all"])
+    remembered = None if first.samples else training_fingerprints(first.model, store.manifest.get("data_hash"))
+    return reference if remembered is None else reference.remembering(remembered)
 
 
 def _histories(entries: Sequence[Entry]) -> dict[str, list[dict[str, Any]]]:

@@ -48,7 +48,7 @@ def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any
                     config.finetune,
                     base / "model",
                     reward,
-                    spacegroup_weights(base, data),
+                    spacegroup_weights(base / "model", data),
                     out,
                     seed=config.seed,
                     held_out=held_out,

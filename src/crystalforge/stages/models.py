@@ -46,13 +46,13 @@ def find_model(path: Path) -> Path:
     return shipped()[str(path)] / "model"
 
 
-def spacegroup_weights(base: Path, data: Path) -> Float64[np.ndarray, " 230"]:
-    """How often each space group occurred where the base model learned.
+def spacegroup_weights(model: Path, data: Path) -> Float64[np.ndarray, " 230"]:
+    """How often each space group occurred where the base model in directory `model` learned.
 
-    base: output of `pretrain` or `fetch`. A model that does not say so (imported parameters) gets the shares of the
-    training split in `data`, an output of `ingest`.
+    A model that does not say so (imported parameters) gets the shares of the training split in `data`, an output of
+    `ingest`.
     """
-    info = json.loads((base / "model" / CONFIG).read_text())["info"]
+    info = json.loads((model / CONFIG).read_text()).get("info", {})
     if info.get("spacegroup_weights") is not None:
         return np.asarray(info["spacegroup_weights"], dtype=np.float64)
     from crystalforge.data.store import TokenStore
@@ -60,13 +60,16 @@ def spacegroup_weights(base: Path, data: Path) -> Float64[np.ndarray, " 230"]:
     return TokenStore.open(data / "store").spacegroup_weights("train")
 
 
-def training_fingerprints(base: Path) -> UInt64[np.ndarray, " N"] | None:
-    """Fingerprints (formula, space group, occupied orbits) of what the base model was trained on, sorted.
+def training_fingerprints(model: Path, at_hand: str | None) -> UInt64[np.ndarray, " N"] | None:
+    """Fingerprints (formula, space group, occupied orbits) of what the model in directory `model` was trained on.
 
-    None for a model that comes without: its training set is then at hand, as `ingest` left it.
+    None where they are not needed, because `at_hand` is the hash of that very store, or where the model has none.
     """
-    file = base / "model" / FINGERPRINTS
-    return np.load(file, allow_pickle=False) if file.is_file() else None
+    file = model / FINGERPRINTS
+    if not file.is_file():
+        return None
+    trained_on = json.loads((model / CONFIG).read_text())["info"].get("data_hash")
+    return None if trained_on == at_hand else np.load(file, allow_pickle=False)
 
 
 def _there(path: Path) -> Path:
