@@ -167,6 +167,21 @@ ProcessesOption = Annotated[int | None, typer.Option("--processes", "-j", help="
 
 
 @app.command(
+    rich_help_panel=TOOLS, epilog=_example("crystalforge figures sft=runs/sft ppo=runs/ppo-0 ppo=runs/ppo-1 -o figures")
+)
+def figures(
+    runs: Annotated[
+        list[str], typer.Argument(help="Evaluations, runs or studies; name=directory names what was tuned there.")
+    ],
+    out: OutOption,
+) -> None:
+    """The paper's figures 2 to 6 and tables S2 and S3 of finished evaluations, as files."""
+    from crystalforge.stages.figures import figures as execute
+
+    _show(execute(runs, out))
+
+
+@app.command(
     rich_help_panel=TOOLS,
     epilog=_example("crystalforge sample -m mp20 -n 100 --spacegroup 225 -o crystals --cif"),
 )
@@ -434,6 +449,27 @@ def study(
 
 
 @app.command(
+    rich_help_panel=PLATFORM,
+    epilog=_example(
+        "crystalforge contest -c recipes/algorithms.yaml --data work/data --base work/base -o work/contest"
+    ),
+)
+def contest(
+    data: DataOption,
+    base: BaseOption,
+    out: OutOption,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Markdown file whose marked place gets the table, such as docs' own page.")
+    ] = None,
+    replace: ReplaceOption = False,
+) -> None:
+    """All algorithms and searches at the same reward budget, over several seeds: one table."""
+    _stage("contest", config, set_, replace, out, data=data, base=base, page=page)
+
+
+@app.command(
     name="train-predictor",
     rich_help_panel=PLATFORM,
     epilog=_example("crystalforge train-predictor --set predictor.data=dielectric.parquet -o work/dielectric"),
@@ -449,7 +485,7 @@ def train_predictor(
     name="export-training-set",
     rich_help_panel=PLATFORM,
     epilog=_example(
-        "crystalforge export-training-set runs/latest/evaluate/crystals.parquet --predictor a=A --predictor b=B -o x.parquet"
+        "crystalforge export-training-set crystals.parquet --predictor a=A --predictor b=B --relax chgnet -o x.parquet"
     ),
 )
 def export_training_set(
