@@ -20,6 +20,7 @@ from crystalforge.model.config import ModelConfig
 from crystalforge.potentials.predictor_config import PredictorConfig
 from crystalforge.rewards.config import EHullReward, RewardConfig
 from crystalforge.rl.config import FinetuneConfig
+from crystalforge.rl.contest_config import ContestConfig
 from crystalforge.training.config import PretrainConfig
 
 
@@ -105,6 +106,7 @@ class Config(BaseModel):
     reward: RewardConfig = Field(default_factory=EHullReward)
     service: ServiceConfig = Field(default_factory=ServiceConfig)
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
+    contest: ContestConfig = Field(default_factory=ContestConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     register_: RegisterConfig = Field(default_factory=RegisterConfig, alias="register")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
@@ -119,9 +121,10 @@ class Config(BaseModel):
     @property
     def digest(self) -> str:
         """SHA-256 of the resolved configuration, without what cannot change a result."""
-        return sha256_json(self.sections(name for name in _SECTIONS if name not in ("service", "tracking")))
+        return sha256_json(self.sections(name for name in _SECTIONS if name not in UNRELATED))
 
 
+UNRELATED = ("service", "tracking", "contest")  # sections that change no result of a run
 _SECTIONS = [field.alias or name for name, field in Config.model_fields.items()]
 
 

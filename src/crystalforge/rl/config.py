@@ -10,6 +10,7 @@ from crystalforge.model.constraints import Constraints
 from crystalforge.rewards.config import RelaxConfig, RewardConfig
 
 Algorithm = Literal["ppo", "reinforce", "rloo", "grpo", "dpo", "sft"]
+Method = Literal["best_of_n", "resample", "mcmc"]  # of searching with an unchanged model
 GROUPED: frozenset[str] = frozenset({"grpo", "dpo"})
 
 
@@ -57,6 +58,12 @@ class FinetuneConfig(BaseModel):
     batch_size: int = Field(default=100, ge=2, description="crystals per step")
     tau: float = Field(default=0.1, gt=0, description="weight of KL(policy || base) against the reward; DPO's beta")
     learning_rate: float = Field(default=1e-4, gt=0, description="of Adam")
+    warmup_steps: int = Field(
+        default=0,
+        ge=0,
+        description="steps over which the rate rises to its value: Adam's first step is as long as its rate whatever "
+        "the gradient's noise, and a small model is thrown far from the base by it (not in the paper)",
+    )
     inner_steps: int = Field(
         default=3, ge=1, description="passes over each batch; reinforce and rloo make one, whatever is asked"
     )

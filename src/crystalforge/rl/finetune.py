@@ -169,7 +169,7 @@ class _Run:
 
     def step(self) -> tuple[dict[str, float], str | None]:
         """Draw, score, look and learn once. Gives the metrics, and why to stop (nothing was learned then)."""
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         config, state = self.config, self.state
         rollout = roll_out(
             self.policy,
@@ -208,6 +208,7 @@ class _Run:
             "monitor": looked - measured,
             "update": done - looked,
             "step": done - began,
+            "cpu": time.process_time() - began_cpu,
         }
         state.spend(**seconds)
         metrics |= {f"seconds/{phase}": value for phase, value in seconds.items()}
@@ -314,6 +315,8 @@ class _Run:
             evidence = self._evidence_of(batch, plan, evidence.reward[index])
         advantage = advantages(config, evidence, baseline)
         self.state.baseline = baseline.value
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.state.step)
         return improve(
             self.policy,
             self.optimizer,
@@ -332,6 +335,15 @@ class _Run:
         log_prob = measure(self.policy, batch, plan).total
         reward = torch.zeros_like(log_prob) if reward is None else reward
         return Evidence(reward, batch.spacegroup, log_prob, self._base(batch, plan))
+
+
+def learning_rate(config: FinetuneConfig, step: int) -> float:
+    """Adam's rate for the batch of `step`.
+
+    >>> [round(learning_rate(FinetuneConfig(learning_rate=1e-4, warmup_steps=4), step) * 1e4, 2) for step in (0, 3, 9)]
+    [0.25, 1.0, 1.0]
+    """
+    return config.learning_rate * min(1.0, (step + 1) / max(config.warmup_steps, 1))
 
 
 def _identity(

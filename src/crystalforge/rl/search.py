@@ -19,12 +19,13 @@ Shapes: B crystals per step (chains, for mcmc).
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -42,6 +43,7 @@ from crystalforge.model.network import CrystalFormer
 from crystalforge.rewards.protocol import Reward, Scores
 from crystalforge.rl import journal
 from crystalforge.rl.checkpoint import claim
+from crystalforge.rl.config import Method
 from crystalforge.rl.journal import Scored, unique_share
 from crystalforge.rl.policy import make_plan, measure
 from crystalforge.rl.rollout import Source, roll_out, score, weights_within
@@ -55,7 +57,7 @@ class SearchConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["best_of_n", "resample", "mcmc"] = "best_of_n"
+    method: Method = "best_of_n"
     scored: int = Field(default=1000, ge=1, description="crystals to score, the budget")
     batch_size: int = Field(default=100, ge=1, description="crystals per step; for mcmc the number of chains")
     keep: int = Field(default=100, ge=1, description="crystals to return (mcmc returns its chains' last states)")
@@ -72,11 +74,14 @@ class SearchConfig(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
-    """picked: the crystals found. scored: what they cost. metrics: summary, as in `result.json`."""
+    """picked: the crystals found. scored: what they cost, with the seconds of all sessions and this process's share of
+    them. metrics: summary, as in `result.json`.
+    """
 
     picked: Scored
     scored: int
     seconds: float
+    cpu_seconds: float
     metrics: dict[str, float]
 
 
@@ -94,7 +99,6 @@ def search(
 
     Raises InputError when `out` holds another search.
     """
-    began = time.perf_counter()
     model = load_model(base).model
     weights = weights_within(np.asarray(spacegroup_weights, dtype=np.float64), config.spacegroups, config.constraints)
     claim(
@@ -108,7 +112,8 @@ def search(
     )
     source = Source(weights, seed, config.constraints)
     run = _mcmc if config.method == "mcmc" else _draw_all
-    picked, metrics = run(config, model, source, reward, out, on_metrics)
+    clock = _Clock(out / "seconds.json")
+    picked, metrics = run(config, model, source, reward, out, clock, on_metrics)
     journal.write(out / "picked.parquet", 0, picked)
     metrics |= {
         "reward/mean": float(picked.scores.values.mean()),
@@ -117,13 +122,37 @@ def search(
         "floors/share": float(1 - picked.scores.ok.mean()),
         "budget/scored": float(config.scored),
     }
-    result = SearchResult(picked, config.scored, time.perf_counter() - began, metrics)
-    write_json(out / "result.json", {"scored": result.scored, "seconds": result.seconds, "metrics": metrics})
+    result = SearchResult(picked, config.scored, clock.spent["wall"], clock.spent["cpu"], metrics)
+    write_json(out / "result.json", {"scored": result.scored, "seconds": clock.spent, "metrics": metrics})
     return result
 
 
+class _Clock:
+    """Seconds spent on the search, by the wall and by this process, over all sessions."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.spent: dict[str, float] = json.loads(path.read_text()) if path.exists() else {"wall": 0.0, "cpu": 0.0}
+        self._at = (time.perf_counter(), time.process_time())
+
+    def tick(self, *, done_before: bool) -> None:
+        """Count the time since the last tick, unless what it went into was only read back."""
+        now = (time.perf_counter(), time.process_time())
+        if not done_before:
+            for name, end, begin in zip(("wall", "cpu"), now, self._at, strict=True):
+                self.spent[name] += end - begin
+            write_json(self._path, self.spent)
+        self._at = now
+
+
 def _draw_all(
-    config: SearchConfig, model: CrystalFormer, source: Source, reward: Reward, out: Path, on_metrics: OnMetrics | None
+    config: SearchConfig,
+    model: CrystalFormer,
+    source: Source,
+    reward: Reward,
+    out: Path,
+    clock: _Clock,
+    on_metrics: OnMetrics | None,
 ) -> tuple[Scored, dict[str, float]]:
     """Draw and score the whole budget from the base, then pick."""
     parts: list[Scored] = []
@@ -132,6 +161,7 @@ def _draw_all(
             count = min(config.batch_size, config.scored - first)
             rollout = roll_out(model, source, reward, step=step, first_index=first, count=count, folder=out / "samples")
             parts.append(rollout.scored)
+            clock.tick(done_before=rollout.seconds_score == 0)
             mean = float(rollout.scored.scores.values.mean())
             if on_metrics is not None:
                 on_metrics(step, {"reward/mean": mean, "budget/scored": float(first + count)})
@@ -153,12 +183,20 @@ def tilted_weights(reward: Float64[np.ndarray, " B"], tau: float) -> Float64[np.
 
 
 def _mcmc(
-    config: SearchConfig, model: CrystalFormer, source: Source, reward: Reward, out: Path, on_metrics: OnMetrics | None
+    config: SearchConfig,
+    model: CrystalFormer,
+    source: Source,
+    reward: Reward,
+    out: Path,
+    clock: _Clock,
+    on_metrics: OnMetrics | None,
 ) -> tuple[Scored, dict[str, float]]:
     """Run the chains until the budget is spent; their last states are the sample."""
     chains = min(config.batch_size, config.scored)
     sweeps = config.scored // chains
-    now = roll_out(model, source, reward, step=0, first_index=0, count=chains, folder=out / "samples").scored
+    first = roll_out(model, source, reward, step=0, first_index=0, count=chains, folder=out / "samples")
+    clock.tick(done_before=first.seconds_score == 0)
+    now = first.scored
     tried, taken = dict.fromkeys(MOVES, 0), dict.fromkeys(MOVES, 0)
     with Progress("mcmc", sweeps, unit="sweep", start=1) as progress:
         for sweep in range(1, sweeps):
@@ -168,9 +206,11 @@ def _mcmc(
             path = journal.step_file(out / "samples", sweep)
             proposal = _propose(config, model, source, now, move, index, rng)
             known = journal.recall(path, index)
+            done_before = known is not None
             if known is None:
                 known = replace(proposal, scores=score(reward, proposal.tokens))
                 journal.write(path, sweep, known)
+            clock.tick(done_before=done_before)
             change = (known.scores.values - now.scores.values) / config.tau
             change = change + np.where(move == 0, 0.0, known.log_prob - now.log_prob)
             accept = np.log(rng.random(chains)) < np.nan_to_num(change, nan=-math.inf)

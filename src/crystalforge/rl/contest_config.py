@@ -1,0 +1,42 @@
+"""Settings of the contest of all algorithms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from crystalforge.rl.config import Algorithm, Method
+
+
+class ContestConfig(BaseModel):
+    """Who takes part, and what each may spend."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    algorithms: tuple[Algorithm, ...] = Field(
+        default=("ppo", "reinforce", "rloo", "grpo", "dpo", "sft"), description="rules that change the model"
+    )
+    searches: tuple[Method, ...] = Field(
+        default=("best_of_n", "resample", "mcmc"), description="searches with the unchanged model"
+    )
+    taus: tuple[float, ...] = Field(
+        default=(), description="further strengths of the KL term for the first algorithm, beside finetune.tau"
+    )
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1, description="each takes part once per seed")
+    scored: int = Field(default=2560, ge=1, description="crystals that each may have scored, the budget")
+    judged: int = Field(default=1024, ge=2, description="fresh crystals that a model is judged by, beyond the budget")
+    keep: int = Field(default=128, ge=2, description="crystals that a search returns")
+    settings: dict[Algorithm, dict[str, Any]] = Field(
+        default_factory=dict, description="what an algorithm needs to have otherwise than section `finetune` says"
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ContestConfig:
+        for name in ("algorithms", "searches", "seeds", "taus"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names something twice: {list(values)}")
+        if self.taus and not self.algorithms:
+            raise ValueError("taus are for the first algorithm, and there is none")
+        return self
