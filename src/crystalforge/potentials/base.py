@@ -6,14 +6,16 @@ Shapes: B crystals, n atoms of one of them. Units: eV, eV/Å, eV/Å^3 (tension p
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
 
 from crystalforge.crystal import Crystal
+from crystalforge.potentials.primitive import primitive_cell
 
 Scale = Literal["mp2020", "pbe", "r2scan", "formation"]
 """What an energy is measured against. An energy and a hull may be compared only when their scales are equal.
@@ -174,6 +176,48 @@ def predict_isolated(
     for chunk in atom_chunks(chosen, max_atoms):
         run(good[chunk])
     return Prediction(energy, all_forces if forces else None, all_stress if stress else None, tuple(problems))
+
+
+class BatchedPotential(ABC):
+    """The part of `Potential` that all adapters share: a model's adapter only says how one batch is evaluated.
+
+    max_atoms: atoms in one batch. primitive: energies are asked of primitive cells and scaled up, which saves time and
+    changes nothing where the model does not care how often a cell is repeated.
+    """
+
+    elements: frozenset[int]
+    primitive: bool = True
+
+    def __init__(self, max_atoms: int) -> None:
+        self._max_atoms = max_atoms
+
+    def predict(self, crystals: Sequence[Crystal], *, forces: bool = False, stress: bool = False) -> Prediction:
+        """See `Potential.predict`."""
+        cells = crystals
+        if self.primitive and not (forces or stress):
+            cells = [cell_to_judge(crystal) for crystal in crystals]
+        answer = predict_isolated(
+            cells,
+            lambda chunk: self._evaluate(chunk, forces, stress),
+            elements=self.elements,
+            max_atoms=self._max_atoms,
+            forces=forces,
+            stress=stress,
+        )
+        copies = np.array([len(whole) / (len(cell) or 1) for whole, cell in zip(crystals, cells, strict=True)])
+        return replace(answer, energy=answer.energy * copies)
+
+    @abstractmethod
+    def _evaluate(self, crystals: Sequence[Crystal], forces: bool, stress: bool) -> Prediction:
+        """Answer for one batch of suitable crystals; may raise, may give NaN."""
+
+
+def cell_to_judge(crystal: Crystal) -> Crystal:
+    """The primitive cell of a crystal that may be anything; itself where no model could judge it anyway."""
+    return crystal if unsuitable(crystal, ANY_ELEMENT) else primitive_cell(crystal)
+
+
+ANY_ELEMENT = frozenset(range(1, 119))
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,17 +17,18 @@ import torch
 
 from crystalforge.common.errors import missing_extra
 from crystalforge.crystal import Crystal
-from crystalforge.potentials.base import Prediction, Scale, predict_isolated
+from crystalforge.potentials.base import BatchedPotential, Prediction, Scale
 from crystalforge.potentials.config import CHGNetConfig
 from crystalforge.potentials.neighbors import angles, neighbor_list, pair_up
 from crystalforge.potentials.weights import digest_of
 
 
-class CHGNetPotential:
+class CHGNetPotential(BatchedPotential):
     """The pretrained CHGNet; elements H to Pu (Z <= 94).
 
     One thread per process is by far the fastest on a CPU: call `torch.set_num_threads(1)` and run one process
-    per core. That is the caller's decision, as it concerns the whole process.
+    per core. That is the caller's decision, as it concerns the whole process. An atom without a neighbour within 6 Å is
+    a problem of its crystal.
 
     >>> potential = CHGNetPotential(CHGNetConfig())                       # doctest: +SKIP
     >>> potential.predict([salt]).energy / len(salt)                      # doctest: +SKIP
@@ -46,22 +47,11 @@ class CHGNetPotential:
         self._dtype = torch.float64 if config.dtype == "float64" else torch.float32
         self._model = model.to(self._dtype).eval().requires_grad_(False)
         self._device = torch.device(config.device)
-        self._batch_atoms = config.batch_atoms
+        super().__init__(config.batch_atoms)
         self._reference = model.composition_model.fc.weight[0].double().cpu().numpy()
         self.name = f"chgnet-{config.model}"
         self.scale: Scale = "r2scan" if config.model == "r2scan" else "mp2020"
         self.digest = digest_of(model.state_dict(), {"config": config.model, "dtype": config.dtype})
-
-    def predict(self, crystals: Sequence[Crystal], *, forces: bool = False, stress: bool = False) -> Prediction:
-        """See `Potential.predict`. An atom without a neighbour within 6 Å is a problem of its crystal."""
-        return predict_isolated(
-            crystals,
-            lambda chunk: self._evaluate(chunk, forces, stress),
-            elements=self.elements,
-            max_atoms=self._batch_atoms,
-            forces=forces,
-            stress=stress,
-        )
 
     def _evaluate(self, crystals: Sequence[Crystal], forces: bool, stress: bool) -> Prediction:
         from chgnet.model.model import BatchedGraph

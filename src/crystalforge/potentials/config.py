@@ -31,6 +31,7 @@ class MatGLConfig(_Base):
     """
 
     kind: Literal["matgl"] = "matgl"
+    batch_atoms: int = Field(default=200, gt=0, description="atoms in one batch; bounds the memory, changes no value")
     path: Path = Field(description="the model's folder")
     state: int | None = Field(
         default=None, description="global state, e.g. the fidelity index of a multi-fidelity model"

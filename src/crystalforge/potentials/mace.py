@@ -14,13 +14,13 @@ import torch
 
 from crystalforge.common.errors import InputError
 from crystalforge.crystal import Crystal
-from crystalforge.potentials.base import Prediction, Scale, predict_isolated
+from crystalforge.potentials.base import BatchedPotential, Prediction, Scale
 from crystalforge.potentials.bridge import to_atoms
 from crystalforge.potentials.config import MACEConfig
 from crystalforge.potentials.weights import digest_of
 
 
-class MACEPotential:
+class MACEPotential(BatchedPotential):
     """A MACE model: a local file, or a foundation model by name."""
 
     def __init__(self, config: MACEConfig) -> None:
@@ -35,24 +35,14 @@ class MACEPotential:
         else:
             calculator = mace_mp(model=config.model, **given)
         self._model = calculator.models[0].eval()
-        self._device, self._batch_atoms = torch.device(config.device), config.batch_atoms
+        super().__init__(config.batch_atoms)
+        self._device = torch.device(config.device)
         self._dtype = torch.float64 if config.dtype == "float64" else torch.float32
         self._table = AtomicNumberTable([int(z) for z in self._model.atomic_numbers])
         self.elements = frozenset(self._table.zs)
         self.name = f"mace-{Path(config.model).stem}"
         self.scale: Scale = config.scale
         self.digest = digest_of(self._model.state_dict(), {"dtype": config.dtype})
-
-    def predict(self, crystals: Sequence[Crystal], *, forces: bool = False, stress: bool = False) -> Prediction:
-        """See `Potential.predict`."""
-        return predict_isolated(
-            crystals,
-            lambda chunk: self._evaluate(chunk, forces, stress),
-            elements=self.elements,
-            max_atoms=self._batch_atoms,
-            forces=forces,
-            stress=stress,
-        )
 
     def _evaluate(self, crystals: Sequence[Crystal], forces: bool, stress: bool) -> Prediction:
         import mace.data as data

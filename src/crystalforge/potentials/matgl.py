@@ -24,8 +24,9 @@ from jaxtyping import Float64
 
 from crystalforge.common.errors import InputError, missing_extra
 from crystalforge.crystal import Crystal
-from crystalforge.potentials.base import Prediction, Scale, Values, predict_isolated
+from crystalforge.potentials.base import BatchedPotential, Prediction, Scale, Values, cell_to_judge, predict_isolated
 from crystalforge.potentials.config import MatGLConfig
+from crystalforge.potentials.m3gnet import BondwiseM3GNet, supported
 from crystalforge.potentials.neighbors import neighbor_list
 from crystalforge.potentials.weights import digest_of
 
@@ -46,7 +47,7 @@ DERIVED_SUFFIXES = (".onehot",)
 """Entries of old checkpoints that are derived now."""
 
 
-class MatGLPotential:
+class MatGLPotential(BatchedPotential):
     """A MatGL potential, or a formation-energy model, which gives energies only.
 
     Trained on 89 elements (no Po, At, Rn, Fr, Ra; Z <= 94). Formation-energy models answer eV/atom; `predict` returns
@@ -57,11 +58,13 @@ class MatGLPotential:
         self._model, aggregate = load_matgl(config.path, aggregate=config.aggregate)
         _place(self._model, config.device)
         self._device = torch.device(config.device)
-        self._batch_atoms, self._state = config.batch_atoms, config.state
+        super().__init__(config.batch_atoms)
+        self._state = config.state
         self._is_potential = type(self._model).__name__ == "Potential"
         if self._is_potential and self._model.calc_repuls:
             raise InputError("MatGL potentials with a ZBL repulsion are not supported", source=config.path)
         self._network = _network(self._model)
+        _hasten(self._network, aggregate)
         self._types = _element_types(self._network)
         self.elements = frozenset(self._types)
         self.name = f"matgl-{Path(config.path).name}"
@@ -79,14 +82,7 @@ class MatGLPotential:
                 f"{self.name} predicts formation energies and has neither forces nor stress",
                 remedy="choose a potential (…-PES) to relax with",
             )
-        return predict_isolated(
-            crystals,
-            lambda chunk: self._evaluate(chunk, forces, stress),
-            elements=self.elements,
-            max_atoms=self._batch_atoms,
-            forces=forces,
-            stress=stress,
-        )
+        return super().predict(crystals, forces=forces, stress=stress)
 
     def _evaluate(self, crystals: Sequence[Crystal], forces: bool, stress: bool) -> Prediction:
         counts = np.array([len(crystal) for crystal in crystals])
@@ -135,6 +131,7 @@ class MatGLProperty:
         self._device = torch.device(device)
         self._state, self._batch_atoms = state, batch_atoms
         self._network = _network(self._model)
+        _hasten(self._network, aggregate)
         self._types = _element_types(self._network)
         # Our predictors say which elements they were trained on; of others they know nothing but a random vector.
         trained = (json.loads((Path(path) / "model.json").read_text()).get("metadata") or {}).get("elements")
@@ -149,6 +146,7 @@ class MatGLProperty:
     def predict_values(self, crystals: Sequence[Crystal]) -> Values:
         """See `PropertyModel.predict_values`."""
         found: dict[int, Float64[np.ndarray, " K"]] = {}
+        cells = [cell_to_judge(crystal) for crystal in crystals]
 
         def evaluate(chunk: Sequence[Crystal]) -> Prediction:
             with torch.no_grad():
@@ -160,13 +158,13 @@ class MatGLProperty:
             return Prediction(values.sum(axis=1))
 
         answer = predict_isolated(
-            crystals, evaluate, elements=self.elements, max_atoms=self._batch_atoms, forces=False, stress=False
+            cells, evaluate, elements=self.elements, max_atoms=self._batch_atoms, forces=False, stress=False
         )
         width = len(next(iter(found.values()))) if found else 1
         values = np.full((len(crystals), width), np.nan)
-        for row, crystal in enumerate(crystals):
+        for row, cell in enumerate(cells):
             if answer.problems[row] is None:
-                values[row] = found[id(crystal)]
+                values[row] = found[id(cell)]
         return Values(values, answer.problems)
 
 
@@ -310,6 +308,12 @@ def _place(model: Any, device: str) -> None:
     for key, value in vars(getattr(model, "transformer", None) or SimpleNamespace()).items():
         if isinstance(value, torch.Tensor):
             setattr(model.transformer, key, value.to(device))
+
+
+def _hasten(network: Any, aggregate: str) -> None:
+    """Let an M3GNet that is in its final place (device, type) work bond by bond; others stay as they are."""
+    if supported(network):
+        network.forward = BondwiseM3GNet(network, into=int(aggregate == "destination"))
 
 
 def _state(network: Any, state: int | None, count: int, device: torch.device) -> torch.Tensor | None:

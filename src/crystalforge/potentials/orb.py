@@ -16,7 +16,7 @@ import torch
 
 from crystalforge.common.errors import InputError, missing_extra
 from crystalforge.crystal import Crystal
-from crystalforge.potentials.base import Prediction, Scale, predict_isolated
+from crystalforge.potentials.base import BatchedPotential, Prediction, Scale
 from crystalforge.potentials.bridge import to_atoms, voigt_to_full
 from crystalforge.potentials.config import OrbConfig
 from crystalforge.potentials.weights import digest_of
@@ -25,11 +25,12 @@ UNTRAINED = frozenset({84, 85, 86, 87, 88})
 """Po, At, Rn, Fr, Ra: absent from the Materials Project's and Alexandria's training sets."""
 
 
-class OrbPotential:
+class OrbPotential(BatchedPotential):
     """A pretrained Orb, from local weights or downloaded into Orb's cache."""
 
     elements = frozenset(range(1, 95)) - UNTRAINED
     invariant = False
+    primitive = False  # its nearest 20 neighbours break ties by the order of atoms: the cell does matter a little
 
     def __init__(self, config: OrbConfig) -> None:
         try:
@@ -58,22 +59,12 @@ class OrbPotential:
             ) from error
         if config.path is not None:
             _require_heads(self._model, config.path)
-        self._device, self._batch_atoms = torch.device(config.device), config.batch_atoms
+        super().__init__(config.batch_atoms)
+        self._device = torch.device(config.device)
         self.conservative = hasattr(self._model, "grad_forces_name")
         self.name = config.model.replace("_", "-")
         self.scale: Scale = config.scale
         self.digest = digest_of(self._model.state_dict(), {"model": config.model})
-
-    def predict(self, crystals: Sequence[Crystal], *, forces: bool = False, stress: bool = False) -> Prediction:
-        """See `Potential.predict`."""
-        return predict_isolated(
-            crystals,
-            lambda chunk: self._evaluate(chunk, forces, stress),
-            elements=self.elements,
-            max_atoms=self._batch_atoms,
-            forces=forces,
-            stress=stress,
-        )
 
     def _evaluate(self, crystals: Sequence[Crystal], forces: bool, stress: bool) -> Prediction:
         from orb_models.forcefield.atomic_system import ase_atoms_to_atom_graphs
