@@ -29,8 +29,9 @@ class Engine(Protocol):
     """Optimises one model; see the module's docstring.
 
     A loop that runs under several ranks gives each rank its own rows of every batch, scales losses by the size of
-    the whole batch, and lets the engine add gradients up over ranks. Each rank calls `backward` equally often
-    (`nothing` is a loss for a rank that has no rows left): an engine may talk to the others at every call.
+    the whole batch, and lets the engine add gradients up over ranks. Each rank calls `backward` equally often, on
+    losses that were computed by the same operations: an engine may talk to the others at every call, and ZeRO 2
+    pairs gradients by the order in which they come.
     """
 
     ranks: Ranks  # the processes that train this model
@@ -90,11 +91,6 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True)
-
-
-def nothing(model: nn.Module) -> Float[Tensor, ""]:
-    """A loss of zero that every parameter has part in: for a rank without rows to learn from."""
-    return torch.stack([parameter.reshape(-1)[0] * 0.0 for parameter in model.parameters()]).sum()
 
 
 class WeightAverage:

@@ -21,7 +21,7 @@ from crystalforge.model.distributions import Law
 from crystalforge.model.likelihood import log_prob
 from crystalforge.model.network import TOKENS_PER_SITE, CrystalFormer
 from crystalforge.training.config import PretrainConfig
-from crystalforge.training.engine import Engine, nothing
+from crystalforge.training.engine import Engine
 from crystalforge.training.ranks import ALONE, Ranks
 
 FACTORS = ("wyckoff", "element", "coords", "lattice")
@@ -43,15 +43,16 @@ def train_step(
         for rank in range(ranks.world_size)
     ]
     sums = torch.zeros(len(FACTORS), dtype=torch.float64)
-    # Every rank makes as many passes as the one with most pieces: see `Engine`.
+    # Every rank makes as many passes as the one with most pieces, see `Engine`: a crystal without weight fills up.
     for part, *_ in zip_longest(shares[ranks.rank], *shares):
-        if part is None:
-            engine.backward(nothing(engine.model))
-            continue
+        own = part is not None
         with engine.autocast():
-            scores = log_prob(engine.model, piece(store, part).to(_device(engine.model)), law=config.law)
-        engine.backward(-scores.total.sum() / len(rows))
-        sums += _sums(scores.factors())
+            batch = piece(store, part if own else rows[:1]).to(_device(engine.model))
+            scores = log_prob(engine.model, batch, law=config.law)
+        loss = -scores.total.sum() / len(rows)
+        engine.backward(loss if own else 0.0 * loss)
+        if own:
+            sums += _sums(scores.factors())
     return _means(ranks.sum(sums), len(rows), "train") | {"gradient_norm": engine.step()}
 
 
