@@ -2,9 +2,9 @@
 
 M3GNet: Chen & Ong, Nature Computational Science 2, 718 (2022).
 
-MatGL sums the three-body messages over all pairs of bonds of an atom: a thousand per atom of an inorganic crystal at 5 Å. Their
-angular part is a Legendre polynomial, and by the addition theorem of spherical harmonics P_l(u . v) = sum over m of
-Y_lm(u) Y_lm(v), so that
+MatGL sums the three-body messages over all pairs of bonds of an atom: a thousand in an inorganic crystal with bonds up
+to 5 Å. Their angular part is a Legendre polynomial, and by the addition theorem of spherical harmonics P_l(u . v) = sum
+over m of Y_lm(u) Y_lm(v), so that
 
     sum over k != j of P_l(cos jik) g_ik  =  sum over m of Y_lm(ij) [sum over k of Y_lm(ik) g_ik]  -  g_ij :
 
@@ -168,7 +168,7 @@ class _Gated:
             if isinstance(value, torch.nn.Linear)
         ]
         self.first = torch.cat([pairs[0][0].weight, pairs[0][1].weight])
-        biases = [layer.bias for layer in pairs[0] if layer.bias is not None]
+        biases: list[torch.Tensor] = [layer.bias for layer in pairs[0] if layer.bias is not None]
         self.bias = torch.cat(biases) if biases else self.first.new_zeros(len(self.first))
         self._later = pairs[1:]
 
