@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -45,6 +46,9 @@ class EvaluateConfig(BaseModel):
     )
     protocols: tuple[str, ...] = Field(
         default=("crystalformer-rl",), min_length=1, description="rules to judge by; the first one is the headline"
+    )
+    spacegroups: tuple[Annotated[int, Field(ge=1, le=230)], ...] | None = Field(
+        default=None, min_length=1, description="draw from these space groups only; None: as in the training set"
     )
     temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
     top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus sampling")

@@ -89,6 +89,7 @@ def evaluate(
             from crystalforge.evaluation.report.write import write_report
             from crystalforge.evaluation.summary import summarise
             from crystalforge.rewards import build
+            from crystalforge.rl.rollout import weights_within
             from crystalforge.stages.service import open_reward
 
             store = TokenStore.open(data / "store")
@@ -97,6 +98,7 @@ def evaluate(
             seeds = {entry: _seed(config, entry) for entry in entries}
             first = entries[0]
             weights = store.spacegroup_weights("train") if first.samples else spacegroup_weights(first.model, data)
+            weights = weights_within(weights, settings.spacegroups)
             sources = [_source(config, entry, first, weights, seeds[entry]) for entry in entries]
             known = {"run_id": run_id, "data_hash": read_record(data, "data")["content"]}
             lineage = {(e.label, seeds[e]): {**known, "model_hash": e.content} for e in entries}

@@ -75,6 +75,13 @@ def test_models_seeds_and_files_side_by_side(trained: Path, tmp_path: Path) -> N
     assert other["models"]["base"]["metrics"]["mean_reward"] == summary["models"]["base"]["metrics"]["mean_reward"]
 
 
+def test_space_groups_may_be_named(trained: Path, tmp_path: Path) -> None:
+    config = configured(evaluate={**SECTIONS["evaluate"], "spacegroups": [225, 221]})
+    evaluate(config, trained / "data", trained / "base", None, tmp_path / "a", models=[("ppo", trained / "ppo-0")])
+    table = pq.read_table(tmp_path / "a" / "crystals.parquet")
+    assert set(table.column("spacegroup").to_pylist()) == {225, 221}
+
+
 def test_another_reference_decides_what_is_novel(trained: Path, tmp_path: Path) -> None:
     """Against a store that holds the samples themselves nothing is novel."""
     from importlib.resources import files
