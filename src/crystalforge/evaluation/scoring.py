@@ -78,14 +78,27 @@ def score(samples: SampleSet, reward: Reward, *, lineage: Mapping[str, str]) -> 
     return table
 
 
+# Parts of a reward that figures and protocols look for by name, whatever rewards they are part of.
+SOUGHT = ("e_above_hull", "dielectric_constant", "band_gap")
+
+
 def judged_by(judge: Reward, crystals: Sequence[Crystal | None]) -> dict[str, pa.Array]:
-    """Columns reward, status and one for each component, as the judge answers."""
+    """Columns reward, status and one for each component, as the judge answers.
+
+    A composite's or an ensemble's parts carry their names before a dot; what is in SOUGHT is a column without it too,
+    the mean of the parts that have it.
+    """
     scores: Scores = judge.score(crystals)
     assert len(scores) == len(crystals), "a reward must answer for every crystal"
+    parts = dict(scores.components)
+    for name in SOUGHT:
+        nested = [values for key, values in scores.components.items() if key.endswith(f".{name}")]
+        if name not in parts and nested:
+            parts[name] = np.mean(nested, axis=0)
     return {
         "reward": pa.array(scores.values),
         "status": pa.array(scores.status),
-        **{name: pa.array(values) for name, values in scores.components.items()},
+        **{name: pa.array(values) for name, values in parts.items()},
     }
 
 

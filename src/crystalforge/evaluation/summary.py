@@ -99,9 +99,11 @@ def summarise(table: pa.Table, *, protocol: str | None = None) -> dict[str, Any]
 
 
 def experiments(table: pa.Table) -> list[pa.Table]:
-    """The rows of each model and sampling seed among one label's."""
-    seeds = dict.fromkeys(table.column("seed").to_pylist())
-    return [table.filter(pc.field("seed") == seed) for seed in seeds]
+    """The rows of each model and sampling seed among one label's, in order of appearance."""
+    pairs = list(zip(table.column("model_hash").to_pylist(), table.column("seed").to_pylist(), strict=True))
+    number = {pair: k for k, pair in enumerate(dict.fromkeys(pairs))}
+    which = np.array([number[pair] for pair in pairs], dtype=np.int64)
+    return [table.filter(pa.array(which == k)) for k in range(len(number))]
 
 
 def is_repeated(table: pa.Table) -> bool:
@@ -111,10 +113,22 @@ def is_repeated(table: pa.Table) -> bool:
 
 def estimate(table: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
     """The figures of one label: `measure`, or for several models the means over them with the spread between them."""
+    found = _pooled(table, suffix)
+    return {name: _within(value) if METRICS[name][1] == "%" else value for name, value in found.items()}
+
+
+def _pooled(table: pa.Table, suffix: str) -> dict[str, Estimate]:
+    """`estimate` with intervals as they come: cut ones would make those of differences too short."""
     if not is_repeated(table):
         return measure(table, suffix=suffix)
     found = [measure(part, suffix=suffix) for part in experiments(table)]
     return {name: statistics.across_seeds([each[name] for each in found]) for name in found[0]}
+
+
+def _within(share: Estimate) -> Estimate:
+    """The same share, its interval cut at 0 and 1."""
+    low, high = (float(np.clip(end, 0.0, 1.0)) for end in (share.low, share.high))
+    return Estimate(share.value, low, high, share.n)
 
 
 def measure(table: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
@@ -173,7 +187,7 @@ def compare(first: pa.Table, second: pa.Table, *, suffix: str = "") -> dict[str,
     The two sets of samples are independent (different models), so nothing is paired. Where one of them comes from
     several models, the intervals of both figures are combined (`statistics.difference`).
     """
-    a, b = estimate(first, suffix=suffix), estimate(second, suffix=suffix)
+    a, b = _pooled(first, suffix), _pooled(second, suffix)
     repeated = is_repeated(first) or is_repeated(second)
     values: dict[str, Callable[[pa.Table], np.ndarray]] = {
         "mean_reward": lambda table: _numbers(table, "reward"),
@@ -245,7 +259,7 @@ def _model(table: pa.Table, estimates: Mapping[str, Estimate], suffix: str) -> d
     return {
         "n": len(table),
         "seeds": seeds,
-        "experiments": len(seeds) if is_repeated(table) else 1,
+        "experiments": len(experiments(table)) if is_repeated(table) else 1,
         "metrics": {name: estimate.as_dict() for name, estimate in estimates.items()},
         "status": status_counts(table),
         "per_seed": {
