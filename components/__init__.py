@@ -3,7 +3,8 @@
 Parameters ending in `_config` are sections of params.yaml as JSON text, and so is the seed (the engine's own structures
 have no null and make every number a float); with the input artifacts they are the step's cache key. `workspace` is a
 folder that outlives a failed attempt (a volume on a cluster): there an interrupted step goes on. `trainjob_config`: the
-size of the TrainJob that does the work, or nothing for the step's own pod.
+size of the TrainJob that does the work, or nothing for the step's own pod. `data_hash`: what `ingest` said of its data
+set, which the one that arrives must have (empty: any).
 """
 
 from components.archive import archive
@@ -12,6 +13,8 @@ from components.evaluate import evaluate
 from components.fetch import fetch
 from components.finetune import finetune
 from components.ingest import ingest
+from components.ingest_part import ingest_part
+from components.ingest_plan import ingest_plan
 from components.pretrain import pretrain
 from components.register import register
 from components.train_predictor import train_predictor
@@ -23,6 +26,8 @@ __all__ = [
     "fetch",
     "finetune",
     "ingest",
+    "ingest_part",
+    "ingest_plan",
     "pretrain",
     "register",
     "train_predictor",

@@ -11,6 +11,7 @@ from typing import Literal
 from kfp import dsl, kubernetes
 from pydantic import BaseModel, ConfigDict, Field
 
+from crystalforge.data.ingest import SHARDS_VARIABLE
 from crystalforge.integrations.trainjob import TrainJobConfig
 
 Role = Literal["small", "learner"]
@@ -73,6 +74,7 @@ class ClusterConfig(_Frozen):
     workspace_claim: str = Field(default="workspace", description="PersistentVolumeClaim, ReadWriteMany")
     workspace_path: str = Field(default="/workspace", description="where steps see it")
     parameters: str | None = Field(default=None, description="ConfigMap mounted at /etc/crystalforge; none: none")
+    ingest_parts: int = Field(default=4, ge=1, description="pods that tokenise side by side")
     small: StepResources = Field(default_factory=StepResources, description="steps that hand over and compare")
     learner: StepResources = Field(
         default_factory=lambda: StepResources(cpu="8", memory="32Gi", shared_memory="8Gi"),
@@ -112,6 +114,8 @@ def on_cluster(
     kubernetes.empty_dir_mount(task, "shm", SHARED_MEMORY, medium="Memory", size_limit=resources.shared_memory)
     kubernetes.empty_dir_mount(task, "tmp", TEMPORARY)
     kubernetes.mount_pvc(task, cluster.workspace_claim, cluster.workspace_path)
+    # Shards are named by their content: every run may use what another has tokenised.
+    task.set_env_variable(SHARDS_VARIABLE, f"{cluster.workspace_path}/shards")
     if cluster.parameters is not None:
         kubernetes.use_config_map_as_volume(task, cluster.parameters, mount_path="/etc/crystalforge")
     for entry in cluster.secrets:

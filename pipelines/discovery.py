@@ -2,8 +2,8 @@
 
 from kfp import dsl
 
-import components
-from pipelines.cluster import ClusterConfig, on_cluster, trainjob_text
+from pipelines import steps
+from pipelines.cluster import ClusterConfig
 
 
 def build(cluster: ClusterConfig | None = None):
@@ -25,58 +25,34 @@ def build(cluster: ClusterConfig | None = None):
         data_version: str = "",
     ):
         """Each parameter ending in `_config` is the section of params.yaml by that name."""
-        last = on_cluster(components.archive(workspace=workspace), cluster)
-        with dsl.ExitHandler(last.set_caching_options(False), name="all"):
-            data = components.ingest(
+        with steps.exit_handler(cluster, workspace):
+            data = steps.ingest(
+                cluster,
                 workspace=workspace,
                 data_config=data_config,
-                tracking_config=tracking_config,
                 data_version=data_version,
+                tracking_config=tracking_config,
             )
-            base = components.pretrain(
+            base = steps.pretrain(
+                cluster,
+                data,
                 workspace=workspace,
                 seed=seed,
                 model_config=model_config,
                 pretrain_config=pretrain_config,
                 tracking_config=tracking_config,
-                trainjob_config=trainjob_text(cluster),
-                dataset=data.outputs["dataset"],
             )
-            tuned = components.finetune(
+            steps.tune_evaluate_register(
+                cluster,
+                data,
+                base,
+                steps.Judges(reward_config, service_config, evaluate_config),
                 workspace=workspace,
                 seed=seed,
-                reward_config=reward_config,
-                service_config=service_config,
                 finetune_config=finetune_config,
-                tracking_config=tracking_config,
-                trainjob_config=trainjob_text(cluster),
-                dataset=data.outputs["dataset"],
-                base=base.outputs["model"],
-            )
-            evaluation = components.evaluate(
-                workspace=workspace,
-                seed=seed,
-                reward_config=reward_config,
-                service_config=service_config,
-                evaluate_config=evaluate_config,
-                tracking_config=tracking_config,
-                dataset=data.outputs["dataset"],
-                base=base.outputs["model"],
-                tuned=tuned.outputs["model"],
-            )
-            registration = components.register(
-                workspace=workspace,
                 register_config=register_config,
                 tracking_config=tracking_config,
-                base=base.outputs["model"],
-                tuned=tuned.outputs["model"],
-                evaluation=evaluation.outputs["evaluation"],
             )
-            on_cluster(data, cluster)
-            on_cluster(base, cluster, role="learner", launches=True)
-            on_cluster(tuned, cluster, role="learner", launches=True)
-            on_cluster(evaluation, cluster, role="learner")
-            on_cluster(registration, cluster)
 
     return discovery
 

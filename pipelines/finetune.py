@@ -3,7 +3,8 @@
 from kfp import dsl
 
 import components
-from pipelines.cluster import ClusterConfig, on_cluster, trainjob_text
+from pipelines import steps
+from pipelines.cluster import ClusterConfig, on_cluster
 
 
 def build(cluster: ClusterConfig | None = None):
@@ -24,51 +25,28 @@ def build(cluster: ClusterConfig | None = None):
         data_version: str = "",
     ):
         """`base_model`: models:/name/version, or a directory that every step sees. The data serve as the reference
-        of novelty; shares of space groups are those that the base model learned from."""
-        last = on_cluster(components.archive(workspace=workspace), cluster)
-        with dsl.ExitHandler(last.set_caching_options(False), name="all"):
-            data = components.ingest(
+        of novelty and give the shares of the space groups."""
+        with steps.exit_handler(cluster, workspace):
+            data = steps.ingest(
+                cluster,
                 workspace=workspace,
                 data_config=data_config,
-                tracking_config=tracking_config,
                 data_version=data_version,
+                tracking_config=tracking_config,
             )
             base = components.fetch(workspace=workspace, base_model=base_model, tracking_config=tracking_config)
-            tuned = components.finetune(
+            on_cluster(base, cluster)
+            steps.tune_evaluate_register(
+                cluster,
+                data,
+                base,
+                steps.Judges(reward_config, service_config, evaluate_config),
                 workspace=workspace,
                 seed=seed,
-                reward_config=reward_config,
-                service_config=service_config,
                 finetune_config=finetune_config,
-                tracking_config=tracking_config,
-                trainjob_config=trainjob_text(cluster),
-                dataset=data.outputs["dataset"],
-                base=base.outputs["model"],
-            )
-            evaluation = components.evaluate(
-                workspace=workspace,
-                seed=seed,
-                reward_config=reward_config,
-                service_config=service_config,
-                evaluate_config=evaluate_config,
-                tracking_config=tracking_config,
-                dataset=data.outputs["dataset"],
-                base=base.outputs["model"],
-                tuned=tuned.outputs["model"],
-            )
-            registration = components.register(
-                workspace=workspace,
                 register_config=register_config,
                 tracking_config=tracking_config,
-                base=base.outputs["model"],
-                tuned=tuned.outputs["model"],
-                evaluation=evaluation.outputs["evaluation"],
             )
-            on_cluster(data, cluster)
-            on_cluster(base, cluster)
-            on_cluster(tuned, cluster, role="learner", launches=True)
-            on_cluster(evaluation, cluster, role="learner")
-            on_cluster(registration, cluster)
 
     return finetune
 

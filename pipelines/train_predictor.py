@@ -4,6 +4,7 @@ from kfp import dsl
 
 import components
 from pipelines.cluster import ClusterConfig, on_cluster
+from pipelines.steps import exit_handler
 
 
 def build(cluster: ClusterConfig | None = None):
@@ -19,8 +20,7 @@ def build(cluster: ClusterConfig | None = None):
         data_version: str = "",
     ):
         """The table that `predictor_config` names lies where every step sees it, as on the workspace volume."""
-        last = on_cluster(components.archive(workspace=workspace), cluster)
-        with dsl.ExitHandler(last.set_caching_options(False), name="all"):
+        with exit_handler(cluster, workspace):
             model = components.train_predictor(
                 workspace=workspace,
                 seed=seed,

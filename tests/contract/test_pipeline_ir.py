@@ -87,7 +87,7 @@ def test_a_body_calls_its_stage_and_nothing_else(name: str) -> None:
     assert isinstance(statements[0], ast.ImportFrom)
     assert statements[0].module is not None
     assert statements[0].module.startswith("crystalforge.stages.")
-    assert isinstance(statements[1], ast.Expr)
+    assert isinstance(statements[1], ast.Expr | ast.Return)
     assert isinstance(statements[1].value, ast.Call)
     # The stage that the component's name promises exists.
     assert callable(getattr(import_module(f"crystalforge.stages.{name}"), name))

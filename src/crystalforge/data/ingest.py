@@ -7,13 +7,15 @@
 Memory holds a few shards, and about 60 bytes per row of step 2: 0.1 GB for 1.3 million.
 
 Several machines can share step 1 (`tokenize_shards(..., part=i, parts=n)` on a common directory); `ingest` then
-finds all shards done.
+finds all shards done. With CRYSTALFORGE_SHARDS in the environment all ingestions keep their shards in that one
+directory, and none does again what another has done.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
 from collections import Counter
@@ -33,13 +35,14 @@ from crystalforge.common.progress import Progress
 from crystalforge.data.config import SPLITS, DataConfig
 from crystalforge.data.fingerprint import assign_splits, select
 from crystalforge.data.shards import NO_SPLIT, Limits, Reject, chunks, is_whole, make_shard, read_shard, shard_key
-from crystalforge.data.sources import Record, open_source
+from crystalforge.data.sources import Record, Source, open_source
 from crystalforge.data.sources.base import REMEDIES
 from crystalforge.data.store import Rows, TokenStore
 from crystalforge.data.workers import Pool, available_processes
 
 Manifest = dict[str, Any]
 CHUNK = 8192  # rows in memory while the store is written
+SHARDS_VARIABLE = "CRYSTALFORGE_SHARDS"
 LISTED_DUPLICATES = 10_000  # duplicates are not errors: this many are listed, all are counted
 
 
@@ -53,7 +56,7 @@ def ingest(config: DataConfig, out: Path, *, processes: int | None = None, progr
     out.mkdir(parents=True, exist_ok=True)
     with Pool(processes or available_processes()) as pool:
         files = _tokenize(config, out, pool, progress=progress)
-        return _assemble(config, out, files, pool)
+        return assemble(config, out, files, pool)
 
 
 def tokenize_shards(
@@ -66,17 +69,29 @@ def tokenize_shards(
         return len(_tokenize(config, out, pool, part=part, parts=parts, progress=progress))
 
 
+def count_shards(config: DataConfig, out: Path) -> int:
+    """How many shards the source makes; what is to be downloaded lies in `out/downloads` afterwards."""
+    _, count = _open(config, out)
+    return -(-count // config.shard_size)
+
+
+def _open(config: DataConfig, out: Path) -> tuple[Source, int]:
+    """The source and how many of its records are read; InputError when there are none."""
+    source = open_source(config, out / "downloads")
+    count = source.count() if config.limit is None else min(source.count(), config.limit)
+    if not count:
+        raise InputError("the source has no records", source=_place(config), remedy="correct data.source")
+    return source, count
+
+
 def _tokenize(
     config: DataConfig, out: Path, pool: Pool, *, part: int = 0, parts: int = 1, progress: bool = True
 ) -> list[Path]:
     """The shard files of this part, in order, made where they were not there."""
-    cache = out / "shards"
+    cache = Path(os.environ.get(SHARDS_VARIABLE) or out / "shards")
     cache.mkdir(parents=True, exist_ok=True)
-    source = open_source(config, out / "downloads")
+    source, count = _open(config, out)
     limits = Limits.of(config)
-    count = source.count() if config.limit is None else min(source.count(), config.limit)
-    if not count:
-        raise InputError("the source has no records", source=_place(config), remedy="correct data.source")
     files: list[Path] = []
     label = "tokenise" if parts == 1 else f"tokenise {part + 1}/{parts}"
     stream = sys.stderr if progress else io.StringIO()
@@ -101,8 +116,8 @@ def _tokenize(
     return files
 
 
-def _assemble(config: DataConfig, out: Path, files: list[Path], pool: Pool) -> Manifest:
-    """Step 2: shards -> rejects file, store, manifest."""
+def assemble(config: DataConfig, out: Path, files: list[Path], pool: Pool) -> Manifest:
+    """Step 2: shards, in order -> rejects file, store, manifest; returns the manifest, as `ingest` does."""
     rejects, (rows, sites, id_bytes) = _survey(files, out / "rejects.jsonl")
     if not rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in rejects.most_common(5))

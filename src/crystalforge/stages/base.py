@@ -27,6 +27,7 @@ from crystalforge.common.files import atomic_file, sha256_json, write_json
 if TYPE_CHECKING:
     from crystalforge.config import Config
     from crystalforge.integrations.mlflow import StageRun
+    from crystalforge.rewards import RewardVersion
 
 RECORD = "stage.json"
 KEY = ".key"  # written first: whose outputs a directory holds, finished or not
@@ -69,6 +70,10 @@ class Stage:
             }
         )
         self.outcome: dict[str, Any] = {}
+        # What everything here was made of, from the version of the data on; a stage adds what it brings in itself.
+        self.lineage: dict[str, str] = {}
+        for record in self._parents.values():
+            self.lineage |= record.get("lineage", {})
         self.records = leads()
         self.run: StageRun | None = None
         self._began = time.monotonic()
@@ -109,14 +114,17 @@ class Stage:
         record = json.loads(path.read_text()) if path.exists() else None
         return record if record is not None and record["key"] == self.key else None
 
-    def finish(self, content: str, metrics: Mapping[str, Any]) -> None:
-        """Declare the outputs complete: `content` is their hash, `metrics` what is worth knowing of them."""
+    def finish(self, content: str, metrics: Mapping[str, Any], lineage: Mapping[str, str] | None = None) -> None:
+        """Declare the outputs complete: `content` is their hash, `metrics` what is worth knowing of them, `lineage`
+        what this stage adds to that of its inputs; every later stage's record and tracked run carry it on."""
+        self.lineage |= lineage or {}
         self.outcome = {
             "stage": self.name,
             "key": self.key,
             "content": content,
             "config": self.config.sections(self.sections),
             "inputs": {name: record["content"] for name, record in self._parents.items()},
+            "lineage": self.lineage,
             "metrics": dict(metrics),
             "seconds": round(time.monotonic() - self._began, 1),
             "mlflow_run_id": self.run.run_id if self.run is not None else None,
@@ -127,6 +135,7 @@ class Stage:
             numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
             self.run.metrics(0, numbers)
             self.run.tags({"content": content, "key": self.key})
+            self.run.tags({f"lineage.{name}": value for name, value in self.lineage.items()})
         write_json(self.out / RECORD, self.outcome)
 
     def on_metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -169,6 +178,12 @@ def _decisive(sections: Mapping[str, Any]) -> dict[str, Any]:
         name: {key: item for key, item in value.items() if key not in MEANS[name]} if name in MEANS else value
         for name, value in sections.items()
     }
+
+
+def reward_lineage(version: RewardVersion) -> dict[str, str]:
+    """What a lineage says of the reward that judged: which one, and the values that it proved before it served."""
+    golden = json.dumps(dict(sorted(version.golden.items())))
+    return {"reward": version.name, "reward_digest": version.digest, "reward_golden": golden}
 
 
 def read_record(directory: Path, what: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from crystalforge.evaluation.summary import METRICS
 
-LINEAGE = ("hash", "digest", "id", "base_model")  # endings of the tags that say what the model was made of
+# endings of the tags that say what the model was made of
+LINEAGE = ("hash", "digest", "id", "base_model", "data_version", "reward_golden")
 
 Figure = Mapping[str, Any]  # value, low, high
 

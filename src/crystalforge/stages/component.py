@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from crystalforge.stages.base import PIPELINE_VARIABLE, end_with, reporting
+from crystalforge.common.errors import InputError
+from crystalforge.stages.base import PIPELINE_VARIABLE, end_with, read_record, reporting
 
-# Engine state serves to resume and is many times the weights' size; it stays in the workspace.
-NOT_HANDED_OVER = shutil.ignore_patterns("checkpoint*", "service", "*.tmp", "chunks", "journal*")
+# What serves to resume, or to do less another time, is many times the outputs' size; it stays in the workspace.
+NOT_HANDED_OVER = shutil.ignore_patterns("checkpoint*", "service", "*.tmp", "chunks", "journal*", "shards", "downloads")
+
+
+@contextmanager
+def step(workspace: Path) -> Iterator[None]:
+    """Around whatever a pipeline's step does: it ends with its pipeline, and a user's mistake ends it with code 2."""
+    pipeline = os.environ.get(PIPELINE_VARIABLE)
+    if pipeline:
+        end_with(int(pipeline))
+    with reporting(workspace):
+        yield
 
 
 def execute(
@@ -27,19 +39,19 @@ def execute(
     metadata: Sequence[dict[str, Any]] = (),
     files: Mapping[str, str] | None = None,
     trainjob: str = "",
+    content: str | None = None,
+    expected: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Run `stage` in `workspace/<stage>` configured by `sections` (JSON texts) and copy what it made to `outputs`.
 
     inputs: directories that earlier steps handed over, by the stage's argument names; lists of them where the stage
     takes many. options: further arguments of the stage. trainjob: a TrainJobConfig as JSON; the stage then runs as
-    that job, and this step watches it. metadata: artifact metadata to
-    fill with the stage's metrics. files: single files of the stage's directory to copy to further artifacts.
-    Exits with code 2 and one message on a user's mistake. Returns the stage's record.
+    that job, and this step watches it. metadata: artifact metadata to fill with the stage's metrics. files: single
+    files of the stage's directory to copy to further artifacts. content: file for the hash of what was made. expected:
+    by input, the hash that it must have (empty: any). Exits with code 2 and one message on a user's mistake. Returns
+    the stage's record.
     """
-    pipeline = os.environ.get(PIPELINE_VARIABLE)
-    if pipeline:
-        end_with(int(pipeline))
-    with reporting(Path(workspace)):
+    with step(Path(workspace)):
         from crystalforge.config import from_sections
 
         config = from_sections(
@@ -50,6 +62,13 @@ def execute(
             name: Path(path) if isinstance(path, str) else [Path(item) for item in path]
             for name, path in (inputs or {}).items()
         }
+        for name, wanted in (expected or {}).items():
+            if wanted and (have := read_record(places[name], name)["content"]) != wanted:
+                raise InputError(
+                    f"the input {name!r} has the content {have[:12]}, the pipeline says {wanted[:12]}",
+                    source=stage,
+                    remedy="run the step that makes it again, without the engine's cache",
+                )
         if trainjob:
             from crystalforge.stages.launch import launch
 
@@ -63,6 +82,9 @@ def execute(
         for name, target in (files or {}).items():
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(out / name, target)
+        if content is not None:
+            Path(content).parent.mkdir(parents=True, exist_ok=True)
+            Path(content).write_text(record["content"])
         for values in metadata:
             values.update(
                 {key: value for key, value in record["metrics"].items() if isinstance(value, (int, float, str))}

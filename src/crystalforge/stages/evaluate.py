@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import sha256_file, sha256_json, write_json
 from crystalforge.common.seeds import derived
-from crystalforge.stages.base import RECORD, Stage, read_record
+from crystalforge.stages.base import RECORD, Stage, read_record, reward_lineage
 from crystalforge.stages.models import spacegroup_weights, training_fingerprints
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def evaluate(
                 )  # fmt: skip
                 judges = {"reward": reward, **{f"held-out {k}": judge for k, judge in enumerate(held_out, start=1)}}
                 metadata = _metadata(config, store, judges, entries, known)
+                judged_by = reward_lineage(reward.version)
             summary = summarise(table)
             write_json(out / SUMMARY, summary)
             histories = _histories(entries)
@@ -120,7 +121,7 @@ def evaluate(
             )
             for name in (SUMMARY, REPORT, TABLE):
                 stage.artifact(out / name)
-            stage.finish(sha256_file(out / TABLE), _headline(summary))
+            stage.finish(sha256_file(out / TABLE), _headline(summary), judged_by)
     return stage.outcome
 
 
@@ -169,9 +170,7 @@ def _seed(config: Config, entry: Entry) -> int:
     return derived(config.seed, "evaluate" if not entry.number else f"evaluate {entry.number}")
 
 
-def _source(
-    config: Config, entry: Entry, first: Entry, weights: Float64[np.ndarray, " 230"], seed: int
-) -> Source:
+def _source(config: Config, entry: Entry, first: Entry, weights: Float64[np.ndarray, " 230"], seed: int) -> Source:
     from crystalforge.evaluation.generate import ModelSource
     from crystalforge.evaluation.samples_file import read_samples
 

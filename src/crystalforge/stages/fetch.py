@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 REGISTERED = "models:/"
 WEIGHTS = "model.safetensors"
+LINEAGE = ("data_version", "data_hash", "model_hash")  # tags that a registered version brings along
 
 
 def fetch(config: Config, model: str, out: Path) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def fetch(config: Config, model: str, out: Path) -> dict[str, Any]:
                     api = _client(config)
                     version = version_of(api, address)
                     source = download_generator(api, version, Path(temporary))
-                    lineage = {key: value for key, value in version.tags.items() if key in ("data_hash", "model_hash")}
+                    lineage = {key: value for key, value in version.tags.items() if key in LINEAGE}
                 else:
                     source = Path(address)
                 shutil.copytree(source, place, dirs_exist_ok=True)
@@ -49,8 +51,12 @@ def fetch(config: Config, model: str, out: Path) -> dict[str, Any]:
                     source=address,
                     remedy="register the model again",
                 )
-            stage.finish(found, {"uri": address, **lineage})
+            stage.finish(found, {"uri": address, **lineage}, {"base_model": address} | _data(lineage))
     return stage.outcome
+
+
+def _data(lineage: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in lineage.items() if name.startswith("data_")}
 
 
 def pinned(config: Config, model: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crystalforge.common.errors import InputError
-from crystalforge.stages.base import Stage, write_history
+from crystalforge.stages.base import Stage, reward_lineage, write_history
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
@@ -65,7 +65,7 @@ def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any
                 "stopped": result.stopped,
                 "monitor": result.monitor,
             }
-            stage.finish(weights_hash(load_model(result.model_dir).model), metrics)
+            stage.finish(weights_hash(load_model(result.model_dir).model), metrics, reward_lineage(version))
     return stage.outcome
 
 

@@ -11,15 +11,26 @@ if TYPE_CHECKING:
     from crystalforge.config import Config
 
 
-def ingest(config: Config, out: Path) -> dict[str, Any]:
+def ingest(config: Config, out: Path, data_version: str | None = None) -> dict[str, Any]:
     """Read `config.data`'s source, tokenise, split and store under `out/store`; unusable records go to
-    `out/rejects.jsonl`. Returns the stage's record. Raises InputError when nothing usable is left."""
-    with Stage("ingest", config, out, sections=("data",)) as stage:
+    `out/rejects.jsonl`. Returns the stage's record.
+
+    data_version: what tells two states of the source behind one path apart, such as DVC's hash; none: the hash in the
+    `.dvc` file beside the path, where there is one. Another version is read anew, and what changed in it alone is
+    tokenised. Raises InputError when nothing usable is left.
+    """
+    if data_version is None:
+        from crystalforge.integrations import dvc
+
+        data_version = dvc.data_version(getattr(config.data.source, "path", None))
+    version = {"data_version": data_version} if data_version else {}
+    with Stage("ingest", config, out, sections=("data",), options=version) as stage:
         if stage.finished is None:
             from crystalforge.data.ingest import ingest as run
 
             manifest = run(config.data, out)
-            stage.finish(manifest["data_hash"], manifest["counts"])
+            lineage = {"data_hash": manifest["data_hash"], "data_source": config.data.source.kind} | version
+            stage.finish(manifest["data_hash"], manifest["counts"], lineage)
             stage.dataset(config.data.source.kind, stage.outcome)
             stage.artifact(out / "manifest.json")
     return stage.outcome

@@ -55,13 +55,15 @@ def register(config: Config, base: Path, tuned: Path, evaluation: Path, out: Pat
 
                 judged = read_record(evaluation, "evaluation")
                 began = read_record(base, "base")
-                tags = {
+                origin = began.get("lineage", {})
+                tags = judged.get("lineage", {}) | {
                     "model": choice,
                     "reason": reason,
                     "model_hash": record["content"],
                     "base_hash": began["content"],
                     # A base from the registry was trained elsewhere; it brought its lineage with it.
-                    "data_hash": began["inputs"].get("data") or str(began["metrics"].get("data_hash", "")),
+                    "data_hash": origin.get("data_hash") or began["inputs"].get("data", ""),
+                    "data_version": origin.get("data_version", ""),
                     "base_model": str(began["metrics"].get("uri", "")),
                     "reward_digest": str(read_record(tuned, "tuned")["metrics"].get("reward_digest", "")),
                     "evaluation_hash": judged["content"],

@@ -205,8 +205,10 @@ def test_a_directory_is_a_base_too_and_is_read_again_when_it_changed(model: Path
     torch.manual_seed(1)
     save_model(model, CrystalFormer(ModelConfig(layers=1, heads=2, head_size=8, width=16, embedding=8)), info={})
     assert fetch(config, str(model), tmp_path / "c")["key"] != inner["key"]
-    with pytest.raises(InputError, match=r"holds no model\.safetensors"):
+    with pytest.raises(InputError, match="no such directory"):
         fetch(config, str(tmp_path / "nowhere"), tmp_path / "d")
+    with pytest.raises(InputError, match=r"holds no model\.safetensors"):
+        fetch(config, str(tmp_path), tmp_path / "d")
 
 
 def test_the_card_says_how_it_was_judged_and_what_it_was_made_of() -> None:
