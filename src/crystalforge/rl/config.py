@@ -94,6 +94,11 @@ class FinetuneConfig(BaseModel):
         description="SFT: relax only crystals whose component lies below this as drawn; null: all that can be judged",
     )
 
+    pareto: dict[str, Literal["max", "min"]] = Field(
+        default_factory=dict,
+        description="components of the reward, each with what is better of it, whose Pareto set over the whole run is "
+        "kept in pareto.parquet, such as {e_above_hull: min, band_gap: max}",
+    )
     spacegroups: tuple[int, ...] | None = Field(
         default=None, description="draw from these space groups only, in the training set's proportions; null: all"
     )

@@ -26,11 +26,11 @@ from crystalforge.rewards.protocol import Reward
 from crystalforge.rl.config import FinetuneConfig
 from crystalforge.rl.contest_config import ContestConfig
 from crystalforge.rl.finetune import finetune
-from crystalforge.rl.journal import Scored, unique_share
+from crystalforge.rl.journal import Scored, join, unique_share
 from crystalforge.rl.monitor import IsKnown
 from crystalforge.rl.policy import make_plan, measure
 from crystalforge.rl.rollout import Source, roll_out, weights_within
-from crystalforge.rl.search import SearchConfig, join, search
+from crystalforge.rl.search import SearchConfig, search
 from crystalforge.rl.supervised import Relaxer
 
 BASE = "base"

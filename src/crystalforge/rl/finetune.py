@@ -12,7 +12,8 @@ clip 0.2, Adam at 1e-4. Declared deviations, here and in the files that make the
 
 What a run leaves in `out`: `identity.json` (what defines the run), `checkpoints/`, `samples/` (every scored crystal),
 `relaxed/` (those relaxed for supervised learning), `held_out/` (the held-out reward's scores), `metrics.jsonl`,
-`good/` (the last policy that passed the monitor), `model/` and `result.json` (written last).
+`pareto.parquet` (the best compromises seen, see `pareto`), `good/` (the last policy that passed the monitor), `model/`
+and `result.json` (written last).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from crystalforge.rl.config import FinetuneConfig
 from crystalforge.rl.health import rollout_health, update_health
 from crystalforge.rl.journal import Scored
 from crystalforge.rl.monitor import IsKnown, Monitor, conclusion
+from crystalforge.rl.pareto import ParetoSet
 from crystalforge.rl.policy import Plan, UpdateHealth, improve, make_plan, measure
 from crystalforge.rl.rollout import Source, roll_out, score, weights_within
 from crystalforge.rl.supervised import Pool, Relaxer
@@ -154,6 +156,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.monitor = Monitor(self.config.monitor, self.state.monitor)
+        self.pareto = ParetoSet(self.config.pareto, self.out) if self.config.pareto else None
         self.pool = Pool(self.config, self.out, self.reward, self.relaxer)
         self.device = next(self.policy.parameters()).device
 
@@ -193,6 +196,8 @@ class _Run:
         )
         measured = time.perf_counter()
         metrics = rollout_health(config, scored, log_prob, base, self.is_known)
+        if self.pareto is not None:
+            metrics |= self.pareto.add(state.step, scored)
         stopped = self._look(scored, log_prob, evidence, metrics)
         looked = time.perf_counter()
         if stopped is None:

@@ -12,7 +12,7 @@ Shapes: B crystals of one step.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,27 @@ def steps(folder: Path, *, before: int | None = None) -> Iterator[tuple[int, Sco
             yield step, read(path)
         except (OSError, ValueError, KeyError) as error:
             log.warning("%s is damaged (%s): left out", path, error)
+
+
+def join(parts: Sequence[Scored]) -> Scored:
+    """Several steps' crystals, one after the other."""
+    return Scored(
+        np.concatenate([part.index for part in parts]),
+        Tokens.concatenate([part.tokens for part in parts]),
+        Scores.concatenate([part.scores for part in parts]),
+        np.concatenate([part.log_prob for part in parts]),
+    )
+
+
+def pick(scored: Scored, rows: Int64[np.ndarray, " n"]) -> Scored:
+    """Rows of a record; a row may be taken more than once."""
+    s = scored.scores
+    return Scored(
+        scored.index[rows],
+        scored.tokens[rows],
+        Scores(s.values[rows], s.status[rows], {name: values[rows] for name, values in s.components.items()}),
+        scored.log_prob[rows],
+    )
 
 
 def material_keys(tokens: Tokens) -> list[bytes]:

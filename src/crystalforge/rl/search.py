@@ -40,11 +40,11 @@ from crystalforge.model.checkpoint import load_model, weights_hash
 from crystalforge.model.constraints import Constraints
 from crystalforge.model.distributions import symmetrise_lattice
 from crystalforge.model.network import CrystalFormer
-from crystalforge.rewards.protocol import Reward, Scores
+from crystalforge.rewards.protocol import Reward
 from crystalforge.rl import journal
 from crystalforge.rl.checkpoint import claim
 from crystalforge.rl.config import Method
-from crystalforge.rl.journal import Scored, unique_share
+from crystalforge.rl.journal import Scored, join, pick, unique_share
 from crystalforge.rl.policy import make_plan, measure
 from crystalforge.rl.rollout import Source, roll_out, score, weights_within
 
@@ -306,27 +306,6 @@ def select(first: Tokens, second: Tokens, take_second: Bool[np.ndarray, " B"]) -
 def merge(now: Scored, then: Scored, accept: Bool[np.ndarray, " B"]) -> Scored:
     """Chains after a sweep: the proposal where accepted, what was there otherwise."""
     return pick(join([now, then]), np.arange(len(now)) + len(now) * accept)
-
-
-def join(parts: list[Scored]) -> Scored:
-    """Several steps' crystals, one after the other."""
-    return Scored(
-        np.concatenate([part.index for part in parts]),
-        Tokens.concatenate([part.tokens for part in parts]),
-        Scores.concatenate([part.scores for part in parts]),
-        np.concatenate([part.log_prob for part in parts]),
-    )
-
-
-def pick(scored: Scored, rows: Int64[np.ndarray, " n"]) -> Scored:
-    """Rows of a record; a row may be taken more than once."""
-    s = scored.scores
-    return Scored(
-        scored.index[rows],
-        scored.tokens[rows],
-        Scores(s.values[rows], s.status[rows], {name: values[rows] for name, values in s.components.items()}),
-        scored.log_prob[rows],
-    )
 
 
 def best(folder: Path, count: int) -> Scored:

@@ -29,10 +29,10 @@ def test_everybody_spends_the_same_and_learners_beat_the_base(tmp_path, base, cu
     for seed in (0, 1):
         assert by["base", seed].kl == pytest.approx(0, abs=1e-6)
         assert by["ppo", seed].reward > by["base", seed].reward + 0.1
-        assert by["ppo", seed].kl > by["ppo-tau5", seed].kl
+        assert (by["ppo", seed].kl or 0) > (by["ppo-tau5", seed].kl or 0)
         assert by["best_of_n", seed].reward > by["base", seed].reward + 0.1
         assert by["best_of_n", seed].kl is None
-        assert 0 < by["base", seed].novel < 1
+        assert 0 < (by["base", seed].novel or 0) < 1
         assert by["base", seed].stable is None  # this reward knows no hull
         assert by["mcmc", seed].cpu_seconds > 0
     again = list(contest(CONTEST, TUNING, ground))
