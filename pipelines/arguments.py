@@ -39,12 +39,15 @@ def arguments(
     if "variants" in wanted:
         known["variants"] = variants(config, workspace, taus, seeds)
     if "data_version" in wanted:
-        if "predictor_config" in wanted:
-            path = str(config.predictor.data) if config.predictor is not None else None
-        else:
-            path = getattr(config.data.source, "path", None)
-        known["data_version"] = data_version(None if path is None else str(path))
+        predicts = "predictor_config" in wanted and config.predictor is not None
+        known["data_version"] = data_version(str(config.predictor.data)) if predicts else version_of_data(config)
     return {name: value for name, value in known.items() if name in wanted}
+
+
+def version_of_data(config: Config) -> str:
+    """DVC's hash of the source of crystals; empty where DVC does not track it."""
+    path = getattr(config.data.source, "path", None)
+    return data_version(None if path is None else str(path))
 
 
 def variants(config: Config, workspace: str, taus: Sequence[float], seeds: Sequence[int]) -> list[dict[str, str]]:

@@ -61,7 +61,7 @@ def submit(
 
     settings = validated(ClusterConfig, read_yaml(cluster), source=cluster) if cluster is not None else ClusterConfig()
     pipeline = pipeline_named(name, settings)
-    identity = sha256_json([config.digest, given])[:8]
+    identity = _identity(config, given)
     workspace = workspace or f"{settings.workspace_path}/{name}-{identity}"
     values = _arguments(pipeline, config, workspace, given)
     with tempfile.TemporaryDirectory() as temporary:
@@ -153,7 +153,7 @@ def _run_here(
     name: str, pipeline: Callable[..., Any], config: Config, directory: Path, given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """By the engine's local runner, in a folder of this pipeline and these values: the same call goes on there."""
-    place = directory / f"{name}-{sha256_json([config.digest, given])[:8]}"
+    place = directory / f"{name}-{_identity(config, given)}"
     place.mkdir(parents=True, exist_ok=True)
     values = _arguments(pipeline, config, str(place.resolve()), given)
     (place / ERROR).unlink(missing_ok=True)
@@ -171,6 +171,13 @@ def _run_here(
         "stages": {name: record["content"] for name, record in records.items()},
         "reports": [str(path) for path in sorted(place.glob("*/*.html"))],
     }
+
+
+def _identity(config: Config, given: Mapping[str, Any]) -> str:
+    """Of what a run makes: another version of the data behind an unchanged path is another run."""
+    from pipelines.arguments import version_of_data
+
+    return sha256_json([config.digest, given, version_of_data(config)])[:8]
 
 
 def _arguments(pipeline: Any, config: Config, workspace: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,27 @@
+"""Data alone: source -> token store, its shards tokenised side by side."""
+
+from kfp import dsl
+
+from pipelines import steps
+from pipelines.cluster import ClusterConfig
+
+
+def build(cluster: ClusterConfig | None = None):
+    """The pipeline for a cluster, or (none) for the local runner."""
+
+    @dsl.pipeline(name="ingest", description="From files of crystals to a token store.")
+    def ingest(workspace: str, data_config: str, tracking_config: str, data_version: str = ""):
+        """A source on the workspace volume, at a URL, or the one that ships with the image."""
+        with steps.exit_handler(cluster, workspace):
+            steps.ingest(
+                cluster,
+                workspace=workspace,
+                data_config=data_config,
+                data_version=data_version,
+                tracking_config=tracking_config,
+            )
+
+    return ingest
+
+
+ingest = build()
