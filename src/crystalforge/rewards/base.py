@@ -112,7 +112,12 @@ def brought_home(crystal: Crystal) -> Crystal:
 def value_settings(settings: Any) -> Any:
     """The part of a configuration that decides values: without devices, batch sizes and places of files."""
     if isinstance(settings, Mapping):
-        return {key: value_settings(value) for key, value in settings.items() if key not in VALUE_FREE}
+        return {
+            key: value_settings(value)
+            for key, value in settings.items()
+            # An absent demand changes nothing, so digests of before there was such a demand stay valid.
+            if key not in VALUE_FREE and not (key == "chemistry" and value is None)
+        }
     if isinstance(settings, list | tuple):
         return [value_settings(item) for item in settings]
     return settings

@@ -7,11 +7,38 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from crystalforge.model.constraints import Constraints, Symbols
 from crystalforge.potentials.config import CHGNetConfig, PotentialConfig
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Chemistry(_Record):
+    """What a crystal may be made of. The same words as in the sampler's constraints: there they keep it from being
+    drawn, here they keep it from being paid.
+    """
+
+    elements: Symbols | None = Field(default=None, description="only these elements may appear")
+    forbidden_elements: Symbols = Field(default=(), description="these elements may not appear")
+    exclude: Symbols = Field(
+        default=(),
+        description="named sets not to appear: radioactive, toxic, rare, noble_gases, lanthanides, actinides",
+    )
+    chemical_system: Symbols | None = Field(default=None, description="all of these elements appear, and no other")
+    composition: dict[str, int] | str | None = Field(
+        default=None, description="formula, such as CaTiO3, met up to a factor"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Chemistry:
+        self.constraints()
+        return self
+
+    def constraints(self) -> Constraints:
+        """The same demands in the sampler's form; raises where they contradict each other or name nothing known."""
+        return Constraints.model_validate(self.model_dump())
 
 
 class Guards(_Record):
@@ -26,6 +53,7 @@ class Guards(_Record):
         default=None, description="atomic numbers allowed; None: all that the model knows -> UNKNOWN_ELEMENT"
     )
     min_elements: int = Field(default=1, ge=1, description="distinct elements; 2 shuts out pure elements -> EXCLUDED")
+    chemistry: Chemistry | None = Field(default=None, description="what it may be made of; None: anything -> EXCLUDED")
 
 
 class RelaxConfig(_Record):
@@ -146,11 +174,17 @@ class PropertyReward(_Reward):
 class DielectricReward(_Reward):
     """Figure of merit of a dielectric: total dielectric constant x band gap (eV).
 
-    The constant is the mean eigenvalue of the predicted tensor, a third of its trace.
+    The constant is the mean eigenvalue of the predicted tensor, a third of its trace. Predictors of it have seen a
+    thousand crystals or so, and reinforcement goes where they are wrong in the right direction: with further models the
+    constant is their mean less `k` standard deviations, and each model's answer must be physical.
     """
 
     kind: Literal["dielectric"] = "dielectric"
     tensor: PropertySource = Field(description="model of the tensor: 6 components, or 1 (the constant itself)")
+    others: tuple[PropertySource, ...] = Field(
+        default=(), description="further models of the tensor or of the constant: a committee"
+    )
+    k: float = Field(default=1.0, ge=0, description="price of the committee's disagreement (population standard dev.)")
     order: tuple[str, ...] = Field(
         default=("xx", "yy", "zz", "yz", "xz", "xy"), description="what the 6 outputs are (Voigt's order)"
     )

@@ -85,7 +85,8 @@ class _Builder:
             case DielectricReward():
                 from crystalforge.rewards.properties import DielectricJudge
 
-                return DielectricJudge(config, self._property(config.tensor), self._property(config.gap))
+                tensors = [self._property(source) for source in (config.tensor, *config.others)]
+                return DielectricJudge(config, tensors, self._property(config.gap))
             case CompositeReward():
                 return CompositeJudge(config, [self.build(term.reward) for term in config.terms])
             case EnsembleReward():

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Float64, Int32
 
 from crystalforge.crystal import Crystal, PackedCrystals
+from crystalforge.model.constraints import Constraints
+from crystalforge.model.constraints_elements import atomic_number
 from crystalforge.potentials.base import cell_heights
 from crystalforge.rewards.config import Guards
 from crystalforge.rewards.protocol import Status
@@ -33,6 +35,7 @@ def check(
     allowed = frozenset(range(1, 119)) if elements is None else elements
     if guards.elements is not None:
         allowed &= frozenset(guards.elements)
+    wish = None if guards.chemistry is None else guards.chemistry.constraints()
     for row, crystal in enumerate(crystals):
         if crystal is None or not len(crystal):
             status[row] = Status.NOT_BUILT
@@ -50,13 +53,33 @@ def check(
             kinds = set(crystal.numbers.tolist())
             if not kinds <= allowed:
                 status[row] = Status.UNKNOWN_ELEMENT
-            elif len(kinds) < guards.min_elements:
+            elif len(kinds) < guards.min_elements or (wish is not None and not meets(crystal, wish)):
                 status[row] = Status.EXCLUDED
     rows = np.flatnonzero(status == Status.OK)
     chosen = [crystal for row in rows.tolist() if (crystal := crystals[row]) is not None]
     close = closest_approach(chosen, guards.min_distance) < guards.min_distance
     status[rows[close]] = Status.TOO_CLOSE
     return status
+
+
+def meets(crystal: Crystal, wish: Constraints) -> bool:
+    """Whether a crystal is made of what `wish` allows and demands, whatever its sites and its size.
+
+    >>> salt = Crystal.of(np.eye(3) * 4, [11, 17], [[0, 0, 0], [.5, .5, .5]])
+    >>> meets(salt, Constraints(chemical_system="Na-Cl")), meets(salt, Constraints(composition="NaCl2"))
+    (True, False)
+    """
+    numbers, counts = np.unique(crystal.numbers, return_counts=True)
+    if not wish.allowed_elements()[numbers].all():
+        return False
+    required = {atomic_number(symbol) for symbol in wish.required_elements()}
+    if required and required != set(numbers.tolist()):
+        return False
+    if wish.composition is None:
+        return True
+    wanted = {atomic_number(symbol): count for symbol, count in wish.composition.items()}
+    divisor = int(np.gcd.reduce(counts))
+    return all(wanted[int(z)] * divisor == int(count) for z, count in zip(numbers, counts, strict=True))
 
 
 def _cells(crystals: Sequence[Crystal], guards: Guards) -> Int32[np.ndarray, " B"]:

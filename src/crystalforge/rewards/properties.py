@@ -79,26 +79,40 @@ class PropertyJudge:
 
 
 class DielectricJudge:
-    """Total dielectric constant x band gap."""
+    """Total dielectric constant x band gap; see `DielectricReward`."""
 
-    component_names = ("dielectric_constant", "band_gap")
+    component_names = ("dielectric_constant", "band_gap", "disagreement")
 
-    def __init__(self, config: DielectricReward, tensor: PropertyModel, gap: PropertyModel) -> None:
-        self._config, self._tensor, self._gap = config, tensor, gap
-        self.elements: frozenset[int] | None = tensor.elements & gap.elements
-        self.digests = {"tensor": tensor.digest, "gap": gap.digest}
+    def __init__(self, config: DielectricReward, tensors: Sequence[PropertyModel], gap: PropertyModel) -> None:
+        self._config, self._tensors, self._gap = config, list(tensors), gap
+        self.elements: frozenset[int] | None = frozenset.intersection(*(model.elements for model in (*tensors, gap)))
+        names = ["tensor", *(f"tensor{place}" for place in range(2, len(self._tensors) + 1))]
+        self.digests = {name: model.digest for name, model in zip(names, tensors, strict=True)} | {"gap": gap.digest}
 
     def judge(self, crystals: Sequence[Crystal]) -> Judgement:
         """See `Judge.judge`."""
         config = self._config
-        tensor, gaps = self._tensor.predict_values(crystals), self._gap.predict_values(crystals)
-        constant = mean_eigenvalue(tensor.values, config.order)
+        gaps = self._gap.predict_values(crystals)
         gap = gaps.values[:, 0]
-        status = failed_status(tensor.problems, constant)
-        status = np.where(status == Status.OK, failed_status(gaps.problems, gap), status).astype(np.int32)
-        for values, (low, high) in ((constant, config.constant_bounds), (gap, config.gap_bounds)):
-            status[(status == Status.OK) & ~((values >= low) & (values <= high))] = Status.OUT_OF_BOUNDS
-        return Judgement(constant * np.maximum(gap, 0.0), status, {"dielectric_constant": constant, "band_gap": gap})
+        status = failed_status(gaps.problems, gap)
+        low, high = config.gap_bounds
+        status[(status == Status.OK) & ~((gap >= low) & (gap <= high))] = Status.OUT_OF_BOUNDS
+        low, high = config.constant_bounds
+        answers = []
+        for model in self._tensors:
+            answer = model.predict_values(crystals)
+            constant = mean_eigenvalue(answer.values, config.order)
+            found = failed_status(answer.problems, constant)
+            found[(found == Status.OK) & ~((constant >= low) & (constant <= high))] = Status.OUT_OF_BOUNDS
+            status = np.where(status == Status.OK, found, status).astype(np.int32)
+            answers.append(constant)
+        mean, spread = np.mean(answers, axis=0), np.std(answers, axis=0)
+        cautious = np.maximum(mean - config.k * spread, 0.0)
+        return Judgement(
+            cautious * np.maximum(gap, 0.0),
+            status,
+            {"dielectric_constant": cautious, "band_gap": gap, "disagreement": spread},
+        )
 
 
 def mean_eigenvalue(components: Float64[np.ndarray, "B K"], order: Sequence[str]) -> Float64[np.ndarray, " B"]:

@@ -9,10 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crystalforge.common.errors import InputError
 from crystalforge.crystal import Crystal
+from crystalforge.model.constraints import Constraints
 from crystalforge.potentials.base import cell_heights
+from crystalforge.rewards import build, parse
+from crystalforge.rewards.base import value_settings
 from crystalforge.rewards.config import Guards
-from crystalforge.rewards.guards import check, closest_approach
+from crystalforge.rewards.guards import check, closest_approach, meets
 from crystalforge.rewards.protocol import Status
 
 KNOWN = frozenset(range(1, 95))
@@ -96,3 +100,57 @@ def test_each_crystal_is_judged_alone():
         Status.OK, Status.NOT_BUILT, Status.BAD_CELL, Status.OK,
     ]  # fmt: skip
     assert check([], Guards(), KNOWN).tolist() == []
+
+
+TITANATE = Crystal.of(
+    np.eye(3) * 3.9,
+    [20, 22, 8, 8, 8],
+    [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]],
+)
+DENSITY = {"kind": "descriptor", "quantity": "density"}
+LEAD = Crystal(TITANATE.lattice, np.where(TITANATE.numbers == 20, 82, TITANATE.numbers), TITANATE.frac)
+
+
+@pytest.mark.parametrize(
+    ("wish", "calcium", "lead"),
+    [
+        ({"exclude": ["toxic", "radioactive", "rare"]}, True, False),
+        ({"forbidden_elements": "Ca"}, False, True),
+        ({"elements": "Ca Sr Ba Ti O"}, True, False),
+        ({"chemical_system": "Ca-Ti-O"}, True, False),
+        ({"chemical_system": "Ca-Ti"}, False, False),
+        ({"chemical_system": "Ca-Ti-O-N"}, False, False),
+        ({"composition": "Ca2Ti2O6"}, True, False),
+        ({"composition": "CaTiO2"}, False, False),
+        ({"composition": {"Pb": 1, "Ti": 1, "O": 3}}, False, True),
+    ],
+)
+def test_a_chemistry_that_is_not_wanted_is_excluded(wish, calcium, lead):
+    guards = {"chemistry": wish}
+    expected = [Status.OK if allowed else Status.EXCLUDED for allowed in (calcium, lead)]
+    assert [status_of(crystal, **guards) for crystal in (TITANATE, LEAD)] == expected
+    # what the sampler is kept from drawing is what the reward does not pay for
+    constraints = Constraints.model_validate(wish)
+    assert [meets(crystal, constraints) for crystal in (TITANATE, LEAD)] == [calcium, lead]
+
+
+@pytest.mark.parametrize(
+    ("wish", "says"),
+    [
+        ({"exclude": "poisonous"}, "no named set"),
+        ({"chemical_system": "Xx-O"}, "no element 'Xx'"),
+        ({"chemical_system": "Pb-O", "exclude": "toxic"}, "required and excluded at once: Pb"),
+    ],
+)
+def test_a_chemistry_that_makes_no_sense_says_why(wish, says):
+    with pytest.raises((ValueError, InputError), match=says):
+        Guards(chemistry=wish)
+
+
+def test_only_a_chemistry_that_is_asked_for_changes_the_version():
+    def digest(**guards):
+        return build(parse({"kind": "property", "source": DENSITY, "guards": guards})).version.digest
+
+    assert "chemistry" not in value_settings(Guards().model_dump(mode="json"))
+    assert digest() == digest(chemistry=None)
+    assert digest() != digest(chemistry={"exclude": ["toxic"]})
