@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from crystalforge.common.errors import InputError
+from crystalforge.common.settings import validated
 from crystalforge.config import Config
 from crystalforge.integrations.dvc import data_version
+from crystalforge.rl.config import FinetuneConfig
 
 
 def arguments(
@@ -19,11 +21,12 @@ def arguments(
     base_model: str | None = None,
     taus: Sequence[float] = (),
     seeds: Sequence[int] = (),
+    algorithms: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The values of `pipeline`'s parameters: each section as JSON text, with a stable key order.
 
-    base_model: for `finetune`. taus, seeds: for `sweep`; none: the configuration's own. Raises InputError when the
-    pipeline needs something that was not given.
+    base_model: for `finetune`. taus, seeds, algorithms: for `sweep`; none: the configuration's own. Raises InputError
+    when the pipeline needs something that was not given.
     """
     sections = config.model_dump(mode="json", by_alias=True)
     seed = sections.pop("seed")
@@ -37,7 +40,7 @@ def arguments(
     if "predictor_config" in wanted and config.predictor is None:
         raise InputError("no predictor section", remedy="give --set predictor.data=table.parquet, or a section of it")
     if "variants" in wanted:
-        known["variants"] = variants(config, workspace, taus, seeds)
+        known["variants"] = variants(config, workspace, taus, seeds, algorithms)
     if "data_version" in wanted:
         predicts = "predictor_config" in wanted and config.predictor is not None
         known["data_version"] = data_version(str(config.predictor.data)) if predicts else version_of_data(config)
@@ -50,22 +53,34 @@ def version_of_data(config: Config) -> str:
     return data_version(None if path is None else str(path))
 
 
-def variants(config: Config, workspace: str, taus: Sequence[float], seeds: Sequence[int]) -> list[dict[str, str]]:
-    """Every tau with every seed, each in a folder of its own.
+def variants(
+    config: Config, workspace: str, taus: Sequence[float], seeds: Sequence[int], algorithms: Sequence[str] = ()
+) -> list[dict[str, str]]:
+    """Every algorithm and tau with every seed, each in a folder of its own; all with the same steps and batches.
+
+    Raises InputError when an algorithm cannot work with the configuration.
 
     >>> [v["workspace"] for v in variants(Config(), "w", [0.1, 0.3], [0])]
     ['w/tau0.1-seed0', 'w/tau0.3-seed0']
+    >>> [v["workspace"] for v in variants(Config(), "w", [0.1], [0], ["ppo", "rloo"])]
+    ['w/ppo-tau0.1-seed0', 'w/rloo-tau0.1-seed0']
     """
     section = config.model_dump(mode="json", by_alias=True)["finetune"]
-    return [
-        {
-            "workspace": f"{workspace}/tau{tau:g}-seed{seed}",
-            "seed": _text(seed),
-            "finetune_config": _text(section | {"tau": tau}),
-        }
-        for tau in (taus or [config.finetune.tau])
-        for seed in (seeds or [config.seed])
-    ]
+    found = []
+    for algorithm in algorithms or [config.finetune.algorithm]:
+        name = f"{algorithm}-" if algorithms else ""
+        for tau in taus or [config.finetune.tau]:
+            settings = section | {"algorithm": algorithm, "tau": tau}
+            validated(FinetuneConfig, settings, source=f"sweep over {algorithm}")
+            found += [
+                {
+                    "workspace": f"{workspace}/{name}tau{tau:g}-seed{seed}",
+                    "seed": _text(seed),
+                    "finetune_config": _text(settings),
+                }
+                for seed in (seeds or [config.seed])
+            ]
+    return found
 
 
 def _text(value: Any) -> str:

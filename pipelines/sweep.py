@@ -1,4 +1,4 @@
-"""One base model, tuned with several strengths of the KL term and several seeds, side by side in one report."""
+"""One base model, tuned by several algorithms, strengths of the KL term and seeds, side by side in one report."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ PARALLEL = 4  # variants under way at once: each learner has a node's worth of w
 def build(cluster: ClusterConfig | None = None):
     """The pipeline for a cluster, or (none) for the local runner."""
 
-    @dsl.pipeline(name="sweep", description="Fine-tuning over tau and seeds, compared in one report.")
+    @dsl.pipeline(name="sweep", description="Fine-tuning over algorithms, tau and seeds, compared in one report.")
     def sweep(
         workspace: str,
         seed: str,

@@ -355,6 +355,7 @@ def submit(
     ] = None,
     tau: Annotated[list[float] | None, typer.Option(help="sweep: one strength of the KL term. Repeatable.")] = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, help="sweep: one seed of all variants. Repeatable.")] = None,
+    algorithm: Annotated[list[str] | None, typer.Option(help="sweep: one algorithm, such as rloo. Repeatable.")] = None,
 ) -> None:
     """Compile a pipeline with these parameters, and run it: here, or by Kubeflow Pipelines."""
     from crystalforge.stages.submit import submit as execute
@@ -372,6 +373,7 @@ def submit(
             base_model=base_model,
             taus=tau or [],
             seeds=seed or [],
+            algorithms=algorithm or [],
         )
     )
 

@@ -77,6 +77,18 @@ def test_a_sweep_is_every_tau_with_every_seed_and_nothing_else_differs() -> None
     assert len({json.dumps(s | {"tau": 0}, sort_keys=True) for s in settings}) == 1
 
 
+def test_a_sweep_over_algorithms_gives_each_the_same_budget() -> None:
+    options = OPTIONS | {"algorithms": ["ppo", "rloo", "dpo"]}
+    values = arguments(PIPELINES["sweep"](None), CONFIG, "w", **options)
+    settings = [json.loads(variant["finetune_config"]) for variant in values["variants"]]
+    assert [s["algorithm"] for s in settings] == ["ppo"] * 4 + ["rloo"] * 4 + ["dpo"] * 4
+    assert len({(s["steps"], s["batch_size"]) for s in settings}) == 1
+    assert len({variant["workspace"] for variant in values["variants"]}) == 12
+    odd = from_sections(finetune={"batch_size": 64, "group_size": 10})  # groups of ten do not fill a batch
+    with pytest.raises(InputError, match="not a multiple of group_size"):
+        arguments(PIPELINES["sweep"](None), odd, "w", algorithms=["ppo", "grpo"])
+
+
 @pytest.mark.parametrize("name", components.__all__)
 def test_a_body_calls_its_stage_and_nothing_else(name: str) -> None:
     function = getattr(components, name).python_func

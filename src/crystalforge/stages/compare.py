@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SHOWN = ("mean_reward", "mean_e_above_hull", "sun_rate", "unique_rate", "novel_rate", "kl_to_base")
 
 Summary = Mapping[str, Any]
+Order = tuple[str, float]  # algorithm, tau
 
 
 def compare(config: Config, tuned: Sequence[Path], evaluations: Sequence[Path], out: Path) -> dict[str, Any]:
@@ -39,14 +40,16 @@ def compare(config: Config, tuned: Sequence[Path], evaluations: Sequence[Path], 
     with Stage("compare", config, out, sections=(), inputs=inputs) as stage:
         if stage.finished is None:
             found = _matched(tuned, evaluations)
+            named = len({record["config"]["finetune"]["algorithm"] for record, _, _ in found}) > 1
             found.sort(key=lambda item: (labels(item[0])[1], item[0]["config"]["seed"]))
-            summary = combine([(labels(record), summary) for record, summary, _ in found])
+            summary = combine([(labels(record, named=named), summary) for record, summary, _ in found])
             write_json(out / "summary.json", summary)
             with atomic_file(out / "variants.csv") as path:
                 path.write_text(_csv(found))
             several = len({record["config"]["seed"] for record, _, _ in found}) > 1
             histories = {
-                f"finetune {labels(record)[0]}" + (f" seed {record['config']['seed']}" if several else ""): rows
+                f"finetune {labels(record, named=named)[0]}"
+                + (f" seed {record['config']['seed']}" if several else ""): rows
                 for record, _, rows in found
                 if rows
             }
@@ -63,7 +66,7 @@ def compare(config: Config, tuned: Sequence[Path], evaluations: Sequence[Path], 
     return stage.outcome
 
 
-def combine(variants: Sequence[tuple[tuple[str, float], Summary]]) -> dict[str, Any]:
+def combine(variants: Sequence[tuple[tuple[str, Order], Summary]]) -> dict[str, Any]:
     """One summary with the base and every variant from the variants' own; `(label, order)` names each.
 
     Has the form of `evaluation.summary.summarise`, and `experiments`: how many seeds are behind each label.
@@ -87,10 +90,11 @@ def combine(variants: Sequence[tuple[tuple[str, float], Summary]]) -> dict[str, 
     return {"protocol": protocols[0], "models": models, "baseline": baseline, "comparison": comparison}
 
 
-def labels(record: Mapping[str, Any]) -> tuple[str, float]:
-    """How a fine-tuning is called in the comparison, and what it is ordered by, from its stage's record."""
+def labels(record: Mapping[str, Any], *, named: bool = False) -> tuple[str, Order]:
+    """How a fine-tuning is called in the comparison (`named`: with its algorithm), and what it is ordered by."""
     settings = record["config"]["finetune"]
-    return f"tau={settings['tau']:g}", float(settings["tau"])
+    algorithm = str(settings["algorithm"])
+    return (f"{algorithm} " if named else "") + f"tau={settings['tau']:g}", (algorithm, float(settings["tau"]))
 
 
 def write_comparison(path: Path, summary: Summary, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -209,10 +213,10 @@ def _matched(
 def _csv(found: Sequence[tuple[Mapping[str, Any], Summary, Any]]) -> str:
     """One line per variant and seed, for those who draw their own figures."""
     names = list(found[0][1]["models"]["tuned"]["metrics"])
-    lines = [",".join(["tau", "seed", "model_hash", *names])]
+    lines = [",".join(["algorithm", "tau", "seed", "model_hash", *names])]
     for record, summary, _ in found:
         metrics = summary["models"]["tuned"]["metrics"]
         values = ["" if metrics[name]["value"] is None else f"{metrics[name]['value']:.6g}" for name in names]
-        settings = record["config"]
-        lines.append(",".join([f"{settings['finetune']['tau']:g}", str(settings["seed"]), record["content"], *values]))
+        tuning, seed = record["config"]["finetune"], record["config"]["seed"]
+        lines.append(",".join([tuning["algorithm"], f"{tuning['tau']:g}", str(seed), record["content"], *values]))
     return "\n".join(lines) + "\n"

@@ -38,14 +38,15 @@ def submit(
     base_model: str | None = None,
     taus: Sequence[float] = (),
     seeds: Sequence[int] = (),
+    algorithms: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Do exactly one of: run the pipeline `name` in the directory `local`, write its IR to `output`, or submit it to
     the Kubeflow Pipelines API at `endpoint`. Returns what came of it.
 
     cluster: YAML of a `pipelines.cluster.ClusterConfig`. workspace: folder on the cluster's shared volume where an
     interrupted run goes on; by default one of this pipeline and these values alone. token: file with a bearer token.
-    base_model, taus, seeds: see `pipelines.arguments`. Raises InputError when the endpoint cannot be reached or
-    refuses, when a step fails by a user's mistake, or when the pipeline needs something else.
+    base_model, taus, seeds, algorithms: see `pipelines.arguments`. Raises InputError when the endpoint cannot be
+    reached or refuses, when a step fails by a user's mistake, or when the pipeline needs something else.
     """
     if sum(way is not None for way in (endpoint, output, local)) != 1:
         raise InputError("where to?", remedy="give one of --local, --output FILE, --endpoint URL")
@@ -53,7 +54,9 @@ def submit(
         from crystalforge.stages.fetch import pinned
 
         base_model = pinned(config, base_model)  # an alias moves: the engine's cache must not outlive what it meant
-    given = {"base_model": base_model, "taus": list(taus), "seeds": list(seeds)}
+    given: dict[str, Any] = {"base_model": base_model, "taus": list(taus), "seeds": list(seeds)}
+    if algorithms:
+        given["algorithms"] = list(algorithms)
     pipeline = pipeline_named(name)
     if local is not None:
         return _run_here(name, pipeline, config, local, given)

@@ -21,15 +21,16 @@ def figure(value: float) -> dict[str, Any]:
     return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 50}
 
 
-def variant(root: Path, tau: float, seed: int, reward: float, protocol: str = "p") -> tuple[Path, Path]:
+def variant(
+    root: Path, tau: float, seed: int, reward: float, protocol: str = "p", algorithm: str = "ppo"
+) -> tuple[Path, Path]:
     """What `finetune` and `evaluate` leave, as far as the comparison reads it."""
-    tuned, evaluation = root / f"tuned-{tau}-{seed}", root / f"evaluation-{tau}-{seed}"
+    content = f"{tau}-{seed}" if algorithm == "ppo" else f"{algorithm}-{tau}-{seed}"
+    tuned, evaluation = root / f"tuned-{content}", root / f"evaluation-{content}"
     for place in (tuned, evaluation):
         place.mkdir(parents=True)
-    content = f"{tau}-{seed}"
-    (tuned / "stage.json").write_text(
-        json.dumps({"content": content, "config": {"seed": seed, "finetune": {"tau": tau}}, "inputs": {}})
-    )
+    settings = {"seed": seed, "finetune": {"algorithm": algorithm, "tau": tau}}
+    (tuned / "stage.json").write_text(json.dumps({"content": content, "config": settings, "inputs": {}}))
     (tuned / "metrics.jsonl").write_text('{"step": 1, "reward/mean": -1.0}\n')
     (evaluation / "stage.json").write_text(json.dumps({"content": f"e{content}", "inputs": {"tuned": content}}))
     models = {
@@ -61,8 +62,8 @@ def test_seeds_become_one_row_with_the_interval_of_their_spread(tmp_path: Path) 
     assert summary["models"]["tau=0.3"]["metrics"]["mean_reward"] == figure(1.0), "one seed keeps its own interval"
     assert record["metrics"]["tau=0.3.mean_reward"] == 1.0
     lines = (tmp_path / "out" / "variants.csv").read_text().splitlines()
-    assert lines[0] == "tau,seed,model_hash,mean_reward,unique_rate"
-    assert lines[1] == "0.1,0,0.1-0,2,0.9"
+    assert lines[0] == "algorithm,tau,seed,model_hash,mean_reward,unique_rate"
+    assert lines[1] == "ppo,0.1,0,0.1-0,2,0.9"
     page = (tmp_path / "out" / "report.html").read_text()
     assert "7 fine-tunings" in page
     for (tau, seed), _ in rewards.items():  # more than a figure has colours
@@ -70,6 +71,16 @@ def test_seeds_become_one_row_with_the_interval_of_their_spread(tmp_path: Path) 
         assert tau == 0.6 or f"finetune tau={tau:g} seed {seed}: mean reward" in page
     assert page.count('<div id="figure-') == 3
     assert "<script src" not in page
+
+
+def test_several_algorithms_are_told_apart(tmp_path: Path) -> None:
+    made = [variant(tmp_path, 0.1, seed, 1.0 + seed, algorithm=name) for name in ("rloo", "ppo") for seed in (0, 1)]
+    compare(CONFIG, [tuned for tuned, _ in made], [evaluation for _, evaluation in made], tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary["models"]) == ["base", "ppo tau=0.1", "rloo tau=0.1"]
+    assert summary["models"]["rloo tau=0.1"]["experiments"] == 2
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "finetune rloo tau=0.1 seed 1: mean reward" in page
 
 
 def test_an_evaluation_of_another_model_and_another_protocol_are_refused(tmp_path: Path) -> None:
