@@ -149,11 +149,27 @@ def test_dielectric_figure_of_merit():
     assert isinstance(config, DielectricReward)
     tensor = Tensors([[9, 6, 3, 5, 5, 5], [9, 6, 3, 0, 0, 0], [300, 300, 300, 0, 0, 0], [np.nan] * 6])
     gap = Tensors([[2.0], [-0.5], [2.0], [2.0]])
-    judge = DielectricJudge(config, tensor, gap)
+    judge = DielectricJudge(config, [tensor], gap)
     reward = GuardedReward(judge, name="d", settings={}, guards=Guards(), floor=config.floor, cap=None)
     scores = reward.score(CRYSTALS)
     assert scores.values.tolist() == [12.0, 0.0, 0.0, 0.0]
     assert scores.status.tolist() == [Status.OK, Status.OK, Status.OUT_OF_BOUNDS, Status.NOT_FINITE]
+
+
+def test_a_committee_is_believed_as_far_as_it_agrees():
+    """Two models: equal, 10 and 20 (mean 15, deviation 5), one of them unphysical, one of them silent."""
+    source = {"kind": "descriptor", "quantity": "n_atoms"}
+    config = parse({"kind": "dielectric", "tensor": source, "others": [source], "gap": source, "k": 2.0})
+    assert isinstance(config, DielectricReward)
+    tensor = Tensors([[6, 6, 6, 0, 0, 0], [10, 10, 10, 0, 0, 0], [15, 15, 15, 0, 0, 0], [6, 6, 6, 0, 0, 0]])
+    constant = Tensors([[6.0], [20.0], [0.5], [np.nan]])
+    judge = DielectricJudge(config, [tensor, constant], Tensors([[2.0]] * 4))
+    reward = GuardedReward(judge, name="d", settings={}, guards=Guards(), floor=config.floor, cap=None)
+    scores = reward.score(CRYSTALS)
+    assert scores.values.tolist() == [12.0, 10.0, 0.0, 0.0]
+    assert scores.status.tolist() == [Status.OK, Status.OK, Status.OUT_OF_BOUNDS, Status.NOT_FINITE]
+    assert scores.components["disagreement"][:2].tolist() == [0.0, 5.0]
+    assert scores.components["dielectric_constant"][:2].tolist() == [6.0, 5.0]
 
 
 def test_the_mean_eigenvalue_does_not_depend_on_the_frame():
