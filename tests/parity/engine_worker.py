@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -38,8 +38,9 @@ MODEL = ModelConfig(
 )
 # A clip below the norms that occur, so that clipping takes part; decay and average too.
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, gradient_clip=2.0, weight_decay=0.01, warmup_steps=5, ema_decay=0.9)
-ENGINES: dict[str, MakeEngine] = {"torch": TorchEngine} | {
-    f"zero{stage}": partial(DeepSpeedEngine, zero_stage=stage) for stage in (0, 1, 2)
+ENGINES: Mapping[str, MakeEngine] = {
+    "torch": TorchEngine,
+    **{f"zero{stage}": partial(DeepSpeedEngine, zero_stage=stage) for stage in (0, 1, 2)},
 }
 
 

@@ -177,10 +177,12 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         self._link_moments()
-        step = next(iter(known.values()))["step"]
-        return [
-            {"step": step} | {name: safe_get_full_optimizer_state(p, name) for name in MOMENTS} for p in self._ordered
-        ]
+        step: Tensor = next(iter(known.values()))["step"]
+        whole: list[dict[str, Tensor]] = []
+        for parameter in self._ordered:
+            moments = {name: safe_get_full_optimizer_state(parameter, name) for name in MOMENTS}
+            whole.append({"step": step} | {name: value for name, value in moments.items() if value is not None})
+        return whole
 
     def _put_moments(self, moments: list[dict[str, Tensor]]) -> None:
         adam = self._adam
@@ -223,11 +225,12 @@ def _prepared(ranks: Ranks) -> Any:
     except ImportError as error:
         raise missing_extra("deepspeed", "training", error) from None
     import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore
 
     if not dist.is_initialized():
         assert ranks.world_size == 1, "open_ranks() comes first"
         backend = "nccl" if ranks.device.startswith("cuda") else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     deepspeed.utils.logger.setLevel(logging.WARNING)  # hundreds of lines of settings on every rank otherwise
     # A kernel for inference over shared memory, which training never calls, would be compiled for two minutes.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
