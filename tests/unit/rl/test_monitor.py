@@ -10,6 +10,7 @@ import pytest
 from crystalforge.model.checkpoint import load_model, weights_hash
 from crystalforge.rl.config import FinetuneConfig, MonitorConfig
 from crystalforge.rl.finetune import finetune
+from crystalforge.rl.monitor import conclusion
 from crystalforge.rl.testing import ElementReward
 
 WANTED = dict.fromkeys(range(5, 25), 1.0)
@@ -53,6 +54,29 @@ def test_an_honest_reward_is_left_in_peace(tmp_path, base, cubic):
     for row in looks:
         assert row["monitor/held_out/gap"] == pytest.approx(0, abs=1e-9)
         assert row["monitor/held_out/correlation"] == pytest.approx(1)
+
+
+def test_the_conclusion_says_what_the_looks_came_to():
+    def look(step, passed):
+        return {"step": step, "reward/mean": 1.0, "monitor/passed": float(passed), "monitor/drift/elements": 0.1 * step}
+
+    plain = {"step": 1, "reward/mean": 0.5}
+    fine = conclusion([look(0, True), plain, look(2, True)], None, held_out="other@1")
+    assert fine["verdict"] == "all 2 looks passed"
+    assert (fine["passed"], fine["looks"], fine["last_good_step"]) == (True, 2, 2)
+    assert fine["last"] == {"step": 2, "passed": 1.0, "drift/elements": 0.2}
+    reason = "monitor at step 2: KL from the base is 9"
+    caught = conclusion([look(0, True), plain, look(2, False)], reason, held_out="other@1")
+    assert caught["verdict"] == f"{reason}; the policy of step 0 is kept"
+    assert not caught["passed"]
+    early = conclusion([look(0, False)], "monitor at step 0: floors", held_out=None)
+    assert early["verdict"] == "monitor at step 0: floors; no look passed, the base is kept (without a held-out judge)"
+    budget = conclusion([look(0, True)], "budget: 9 s spent", held_out="other@1")
+    assert budget["passed"]
+    assert conclusion([plain], None, held_out=None) == {
+        "verdict": "no look was due", "passed": True, "looks": 0, "last_good_step": None, "held_out": None,
+        "first": {}, "last": {},
+    }  # fmt: skip
 
 
 def test_collapse_and_distance_end_the_run_in_words(tmp_path, base, cubic):

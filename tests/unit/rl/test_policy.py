@@ -105,6 +105,35 @@ def test_the_first_ratio_is_exactly_one_in_float32_over_minibatches(tiny_model, 
     assert health.approx_kl > 0
 
 
+def test_the_reported_divergence_and_clip_fraction_are_those_of_the_policy_after_each_step(tiny_model, drawn):
+    model = tiny_model.double()
+    batch = TokenBatch.from_tokens(drawn, dtype=torch.float64)
+    plan = make_plan(drawn.n_sites, np.arange(len(drawn)), piece_tokens=10**6)
+    advantage = torch.linspace(-1, 1, len(drawn), dtype=torch.float64)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    old = measure(model, batch, plan).total
+
+    def updated(passes: int):
+        model.load_state_dict(start)
+        return improve(
+            model, torch.optim.Adam(model.parameters(), lr=3e-3), batch, plan, old,
+            lambda rows, now: objective.ppo(now, old[rows], advantage[rows], 0.2),
+            passes=passes, clip=0.2, gradient_clip=1.0,
+        )  # fmt: skip
+
+    first = updated(1)
+    assert (first.approx_kl, first.clip_fraction, first.largest_ratio) == (0, 0, 1), "nothing has moved yet"
+    log_rho = measure(model, batch, plan).total - old
+    rho = log_rho.exp()
+    second = updated(2)
+    assert second.approx_kl == pytest.approx(float((rho - 1 - log_rho).mean()), abs=REORDERED)
+    assert second.clip_fraction == pytest.approx(float(((rho - 1).abs() > 0.2).double().mean()) / 2, abs=REORDERED)
+    assert second.largest_ratio == pytest.approx(float(rho.max()), abs=REORDERED)
+    # for small steps rho - 1 - ln rho is half the square of ln rho
+    assert 0.3 < second.approx_kl / float(0.5 * (log_rho**2).mean()) < 3
+    assert 0 < second.clip_fraction < 0.5
+
+
 def test_the_gradient_of_ppo_on_the_network_equals_finite_differences(tiny_model, drawn):
     model = tiny_model.double()
     batch = TokenBatch.from_tokens(drawn, dtype=torch.float64).truncated()
