@@ -109,6 +109,9 @@ def brought_home(crystal: Crystal) -> Crystal:
     return Crystal(crystal.lattice, crystal.numbers, crystal.frac - np.floor(crystal.frac))
 
 
+ADDED = {"chemistry", "min_bond"}  # demands that came later; see below
+
+
 def value_settings(settings: Any) -> Any:
     """The part of a configuration that decides values: without devices, batch sizes and places of files."""
     if isinstance(settings, Mapping):
@@ -116,7 +119,7 @@ def value_settings(settings: Any) -> Any:
             key: value_settings(value)
             for key, value in settings.items()
             # An absent demand changes nothing, so digests of before there was such a demand stay valid.
-            if key not in VALUE_FREE and not (key == "chemistry" and value is None)
+            if key not in VALUE_FREE and not (key in ADDED and value is None)
         }
     if isinstance(settings, list | tuple):
         return [value_settings(item) for item in settings]

@@ -45,12 +45,12 @@ class Guards(_Record):
     """What a crystal must satisfy before any model sees it. Each has a status of its own."""
 
     min_distance: float = Field(default=0.7, ge=0, description="Å between two atoms, images included -> TOO_CLOSE")
-    min_bond: float = Field(
-        default=0.0,
-        ge=0,
+    min_bond: float | None = Field(
+        default=None,
+        gt=0,
         lt=1,
         description="least distance as a part of the two atoms' summed covalent radii, for models that saw relaxed "
-        "crystals only and know no repulsion -> TOO_CLOSE",
+        "crystals only and know no repulsion; None: not asked -> TOO_CLOSE",
     )
     max_atoms: int = Field(default=200, gt=0, description="atoms in the cell -> TOO_LARGE")
     volume_per_atom: tuple[float, float] = Field(default=(2.0, 500.0), description="Å^3 allowed -> BAD_CELL")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float64, Int32
@@ -17,6 +18,7 @@ from crystalforge.crystal import Crystal, PackedCrystals
 from crystalforge.model.constraints import Constraints
 from crystalforge.model.constraints_elements import atomic_number
 from crystalforge.potentials.base import cell_heights
+from crystalforge.potentials.neighbors import neighbor_list
 from crystalforge.rewards.config import Guards
 from crystalforge.rewards.protocol import Status
 
@@ -59,7 +61,36 @@ def check(
     chosen = [crystal for row in rows.tolist() if (crystal := crystals[row]) is not None]
     close = closest_approach(chosen, guards.min_distance) < guards.min_distance
     status[rows[close]] = Status.TOO_CLOSE
+    if guards.min_bond is not None:
+        rows = rows[~close]
+        short = shortest_bond([crystal for row in rows.tolist() if (crystal := crystals[row]) is not None])
+        status[rows[short < guards.min_bond]] = Status.TOO_CLOSE
     return status
+
+
+def shortest_bond(crystals: Sequence[Crystal]) -> Float64[np.ndarray, " B"]:
+    """Least distance of two atoms, images included, as a part of the sum of their covalent radii; infinite where no two
+    atoms are as close as that sum. Radii: Cordero et al., Dalton Trans. 2008, 2832. Of MP-20's crystals one in a
+    thousand is below 0.7, six in a thousand are below 0.75.
+    """
+    radii = _covalent_radii()
+    nearest = np.full(len(crystals), np.inf)
+    for row, crystal in enumerate(crystals):
+        own = radii[crystal.numbers]
+        edges = neighbor_list([crystal], 2 * float(own.max()))
+        if len(edges.distance):
+            nearest[row] = float((edges.distance / (own[edges.center] + own[edges.neighbor])).min())
+    return np.where(nearest < 1, nearest, np.inf)
+
+
+@cache
+def _covalent_radii() -> Float64[np.ndarray, " 119"]:
+    """Å by atomic number; the few elements without a known radius get that of the last one with."""
+    from pymatgen.analysis.molecule_structure_comparator import CovalentRadius
+    from pymatgen.core.periodic_table import Element
+
+    known = {Element(symbol).Z: float(radius) for symbol, radius in CovalentRadius.radius.items()}
+    return np.array([known.get(z, known[max(known)]) for z in range(119)])
 
 
 def meets(crystal: Crystal, wish: Constraints) -> bool:

@@ -16,7 +16,7 @@ from crystalforge.potentials.base import cell_heights
 from crystalforge.rewards import build, parse
 from crystalforge.rewards.base import value_settings
 from crystalforge.rewards.config import Guards
-from crystalforge.rewards.guards import check, closest_approach, meets
+from crystalforge.rewards.guards import check, closest_approach, meets, shortest_bond
 from crystalforge.rewards.protocol import Status
 
 KNOWN = frozenset(range(1, 95))
@@ -92,6 +92,22 @@ def test_self_images_count():
     chain = Crystal.of(np.diag([1.2, 8, 8]), [8], [[0, 0, 0]])
     assert status_of(chain, min_distance=1.1) == Status.OK
     assert status_of(chain, min_distance=1.3) == Status.TOO_CLOSE
+
+
+def test_a_bond_is_measured_in_covalent_radii_and_images_count():
+    salt = 5.69 / 2 / (1.66 + 1.02)
+    squeezed = Crystal.of(0.6 * SALT.lattice, SALT.numbers, SALT.frac)
+    copper = Crystal.of(2.0 * np.eye(3), [29], [[0, 0, 0]])
+    assert shortest_bond([SALT, squeezed, copper]).tolist() == pytest.approx([np.inf, 0.6 * salt, 2.0 / (2 * 1.32)])
+
+
+def test_overlapping_atoms_are_too_close_where_bonds_are_asked_for():
+    squeezed = Crystal.of(0.6 * SALT.lattice, SALT.numbers, SALT.frac)  # 1.7 Å apart: far beyond min_distance
+    batch = [SALT, None, squeezed, SALT]
+    found = check(batch, Guards(min_bond=0.7), KNOWN).tolist()
+    assert found == [Status.OK, Status.NOT_BUILT, Status.TOO_CLOSE, Status.OK]
+    assert check(batch, Guards(), KNOWN)[2] == Status.OK
+    assert check([squeezed], Guards(min_bond=0.7), KNOWN).tolist() == [Status.TOO_CLOSE]
 
 
 def test_each_crystal_is_judged_alone():
