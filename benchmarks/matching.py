@@ -3,8 +3,9 @@
 Prints JSON. Samples are distorted copies of the source's crystals, a third of them with one element exchanged for its
 neighbour in the group, so that all of matching, new and repeated crystals occur. Timed: grouping the samples and
 looking each of them up among the references, on one core. Beside it the same by StructureMatcher.fit on every pair,
-from the mean over pairs drawn at random (all of them would take hours), and the answers of both on a subset where every
-pair is tried. `--scaling` repeats it for growing reference sets.
+from the mean over pairs drawn at random (all of them would take hours), and the answers of both on a subset where
+every pair is tried. `--scaling` repeats it for growing reference sets, 100,000 among them. `--verify` asks instead
+whether the metrics are right; see `verify`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import resource
 import time
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 
@@ -21,9 +23,11 @@ from crystalforge.crystal import Crystal
 from crystalforge.evaluation.judging import match_all
 from crystalforge.evaluation.protocols import MatcherSettings
 from crystalforge.evaluation.reference import Reference
-from crystalforge.evaluation.validity import reduced_composition
+from crystalforge.evaluation.testing import brute_groups, brute_novel, composition_is_valid, structure_is_valid
+from crystalforge.evaluation.validity import composition_valid, reduced_composition, structure_valid
 
 RANDOM_PAIRS = 3000  # timed for the extrapolation
+LARGEST = 100_000  # references of the last point of --scaling
 SUBSET = 120  # samples (and as many references of the same compositions) compared pair by pair
 
 
@@ -88,20 +92,70 @@ def seconds_per_pair(samples: list[Crystal], references: list[Crystal], seed: in
     return (time.perf_counter() - began) / RANDOM_PAIRS
 
 
-def brute(samples: list[Crystal], references: list[Crystal]) -> tuple[list[int], list[bool]]:
-    """Group heads and novelty from StructureMatcher.fit on every pair."""
-    from pymatgen.analysis.structure_matcher import StructureMatcher
+def verify(crystals: list[Crystal], generated: list[Crystal], count: int, seed: int) -> dict[str, object]:
+    """The metrics of `count` crystals, half of them real and half generated, against their definitions.
 
-    matcher = StructureMatcher()
-    own, known = [c.to_structure() for c in samples], [c.to_structure() for c in references]
-    heads: list[int] = []
-    found = []
-    for k, structure in enumerate(own):
-        head = next((h for h in heads if matcher.fit(own[h], structure)), k)
-        if head == k:
-            heads.append(k)
-        found.append(head)
-    return found, [not any(matcher.fit(other, structure) for other in known) for structure in own]
+    Uniqueness among all of them, and novelty of each half against the other, by StructureMatcher.fit on every pair;
+    structure and composition validity by pymatgen's distance matrix and SMACT's walk over all oxidation states.
+    """
+    rng = np.random.default_rng(seed)
+    half = count // 2
+    real = [crystals[k] for k in rng.permutation(len(crystals))[:half]]
+    # Some generated crystals are shown beside the very crystals they were made of, so that matches occur.
+    made = [*(generated[k] for k in rng.permutation(len(generated))[: half - half // 4]),
+            *distorted(real, half // 4, seed + 2)]  # fmt: skip
+    both = [*real, *made]
+    began = time.perf_counter()
+    heads = brute_groups(both)
+    novel = brute_novel(made, real) + brute_novel(real, made)
+    slow = time.perf_counter() - began
+    began = time.perf_counter()
+    found = match_all(both, Reference.from_crystals([], []), MatcherSettings()).heads.tolist()
+    ours = novelty(made, real) + novelty(real, made)
+    quick = time.perf_counter() - began
+    composition = [composition_is_valid(crystal) for crystal in both]
+    judged = [(a, composition_valid(c)) for a, c in zip(composition, both, strict=True) if a is not None]
+    structure = [(structure_is_valid(c), structure_valid(c)[0]) for c in both]
+    return {
+        "crystals": {"real": len(real), "generated": len(made)},
+        "uniqueness": {"equal": sum(a == b for a, b in zip(heads, found, strict=True)), "of": len(heads),
+                       "repeated": len(heads) - len(set(heads))},
+        "novelty": {"equal": sum(a == b for a, b in zip(novel, ours, strict=True)), "of": len(novel),
+                    "novel": sum(novel)},
+        "structure validity": {"equal": sum(a == b for a, b in structure), "of": len(structure),
+                               "valid": sum(a for a, _ in structure)},
+        "composition validity": {"equal": sum(a == b for a, b in judged), "of": len(judged),
+                                 "valid": sum(bool(a) for a, _ in judged)},
+        "seconds": {"definitions, matching": round(slow, 1), "ours, matching": round(quick, 2)},
+    }  # fmt: skip
+
+
+def novelty(samples: list[Crystal], references: list[Crystal]) -> list[bool]:
+    """Which samples match no reference, by the fast code."""
+    reference = Reference.from_crystals(references, [str(k) for k in range(len(references))])
+    found = match_all(samples, reference, MatcherSettings())
+    return ((found.match < 0) & (found.heads >= 0)).tolist()
+
+
+def drawn(path: str | None, crystals: list[Crystal], count: int, seed: int) -> list[Crystal]:
+    """Generated crystals: those in a file, or from a model that ships with the package, or distorted copies."""
+    from crystalforge.crystal.convert import to_crystals
+    from crystalforge.evaluation.samples_file import read_samples
+    from crystalforge.stages.models import shipped
+
+    if path is not None:
+        found = read_samples("generated", Path(path)).crystals
+    elif shipped():
+        from crystalforge.model.checkpoint import load_model
+        from crystalforge.model.sampler import draw_spacegroups, sample
+
+        loaded = load_model(next(iter(shipped().values())) / "model")
+        weights = np.asarray(loaded.info["spacegroup_weights"], dtype=np.float64)
+        found = to_crystals(sample(loaded.model, draw_spacegroups(weights, count, seed=seed), seed=seed).tokens,
+                            primitive=True)  # fmt: skip
+    else:
+        found = distorted(crystals, count, seed)
+    return [crystal for crystal in found if crystal is not None]
 
 
 def main() -> None:
@@ -111,24 +165,32 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--references", type=int, default=40_000)
     parser.add_argument("--scaling", action="store_true", help="also with a quarter and half of the references")
+    parser.add_argument("--verify", type=int, nargs="?", const=500, metavar="N", help="check N crystals instead")
+    parser.add_argument("--generated", help="parquet of generated crystals for --verify (default: a shipped model's)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     crystals, ids = load(options.parquet)
+    if options.verify:
+        generated = drawn(options.generated, crystals, options.verify, options.seed)
+        print(json.dumps(verify(crystals, generated, options.verify, options.seed), indent=2))
+        return
     # A source smaller than asked for is repeated in distorted form: the work per pair stays that of real crystals.
-    references, names = crystals[: options.references], ids[: options.references]
-    if len(references) < options.references:
-        extra = distorted(crystals, options.references - len(references), options.seed + 1)
-        references, names = references + extra, names + [f"copy-{k}" for k in range(len(extra))]
+    most = max(options.references, LARGEST if options.scaling else 0)
+    pool, names = crystals[:most], ids[:most]
+    if len(pool) < most:
+        extra = distorted(crystals, most - len(pool), options.seed + 1)
+        pool, names = pool + extra, names + [f"copy-{k}" for k in range(len(extra))]
+    references = pool[: options.references]
     samples = distorted(crystals, options.samples, options.seed)
 
-    seconds, heads, novel = fast(samples, references, names)
+    seconds, heads, novel = fast(samples, references, names[: len(references)])
     per_pair = seconds_per_pair(samples, references, options.seed)
     n, kinds = len(samples), len(set(heads))
     pairs = n * len(references) + n * kinds / 2
     compositions = {reduced_composition(c) for c in samples[:SUBSET]}
     related = [c for c in references if reduced_composition(c) in compositions][:SUBSET]
     _, fast_heads, fast_novel = fast(samples[:SUBSET], related, [str(k) for k in range(len(related))])
-    brute_heads, brute_novel = brute(samples[:SUBSET], related)
+    slow_heads, slow_novel = brute_groups(samples[:SUBSET]), brute_novel(samples[:SUBSET], related)
     result: dict[str, object] = {
         "samples": n,
         "references": len(references),
@@ -139,14 +201,14 @@ def main() -> None:
         "pairwise_microseconds_per_pair": round(per_pair * 1e6, 1),
         "pairwise_seconds_extrapolated": round(per_pair * pairs),
         "speedup": round(per_pair * pairs / seconds, 1),
-        "equal_to_brute_force_on_subset": fast_heads == brute_heads and fast_novel == brute_novel,
+        "equal_to_brute_force_on_subset": fast_heads == slow_heads and fast_novel == slow_novel,
         "subset": [SUBSET, len(related)],
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
     if options.scaling:
         result["scaling"] = {
-            size: round(fast(samples, references[:size], names[:size])[0], 2)
-            for size in (len(references) // 4, len(references) // 2, len(references))
+            size: round(fast(samples, pool[:size], names[:size])[0], 2)
+            for size in (LARGEST // 10, LARGEST // 4, LARGEST)
         }
     print(json.dumps(result, indent=2))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +26,15 @@ def prototypes() -> list[Crystal]:
         if len(row["atomic_numbers"]) <= 12 and row["prototype"] not in first:
             first[row["prototype"]] = Crystal.of(row["lattice"], row["atomic_numbers"], row["frac_coords"])
     return list(first.values())
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the checkout, or the one that CRYSTALFORGE_SHARED names."""
+    place = Path(os.environ.get("CRYSTALFORGE_SHARED", Path(__file__).parents[4] / "shared"))
+    if not place.is_dir():
+        pytest.skip(f"no real data at {place}; set CRYSTALFORGE_SHARED")
+    return place
 
 
 class RuleReward:

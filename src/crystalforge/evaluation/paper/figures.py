@@ -62,7 +62,7 @@ def energies(runs: Runs) -> Figure | None:
         axis.set_title(title, loc="left", fontsize=9)
         axis.set_xlabel("Energy above hull (eV/atom)")
         axis.set_ylabel("Share of samples (%)")
-    axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", frameon=False, fontsize=8, ncols=6)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     return figure
@@ -89,7 +89,7 @@ def courses(runs: Runs) -> Figure | None:
             _course(axis, label, [series(course, key) for course in rows], scale, colors[label])
         axis.set_ylabel(caption)
     axes[-1].set_xlabel("Step")
-    axes[0].legend(frameon=False, fontsize=8, ncols=4, loc="best")
+    _legend(axes[0])
     return figure
 
 
@@ -144,7 +144,7 @@ def spacegroups(runs: Runs) -> Figure | None:
     _bars(axis, shares, groups)
     axis.set_xticks(range(len(groups)), [f"{spacegroup_symbol(group)}\n{group}" for group in groups], fontsize=6.3)
     axis.set_ylabel("Stable (%)")
-    axis.legend(frameon=False, fontsize=8, ncols=4)
+    _legend(axis)
     return figure
 
 
@@ -160,7 +160,7 @@ def uniqueness(runs: Runs) -> Figure | None:
           list(range(len(kinds))))  # fmt: skip
     axes[0].set_xticks(range(len(kinds)), list(names.values()))
     axes[0].set_ylabel("Share of samples (%)")
-    axes[0].legend(frameon=False, fontsize=8)
+    _legend(axes[0])
     column, caption = ("sun", "Different S.U.N. crystals") if "sun_rate" in names else ("unique", "Different crystals")
     for label, color in zip(runs.labels, COLORS, strict=False):
         for number, part in enumerate(experiments(runs.of(label))):
@@ -199,7 +199,7 @@ def pareto(runs: Runs) -> Figure | None:
     axis.set_xlim(0, right)
     axis.set_xlabel("Band gap (eV)")
     axis.set_ylabel("Dielectric constant")
-    axis.legend(frameon=False, fontsize=8)
+    _legend(axis)
     return figure
 
 
@@ -238,6 +238,11 @@ def _bars(axis: Axes, values: dict[str, dict[int, Estimate]], keys: Sequence[int
             axis.errorbar(x, 100 * figure.value, [[down], [up]], color=INK, linewidth=0.8, capsize=1.5)
         axis.bar(0, 0, color=color, label=label)
     axis.set_ylim(bottom=0)
+
+
+def _legend(axis: Axes) -> None:
+    """Above the panel, where it hides nothing."""
+    axis.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
 
 
 def _finite(table: pa.Table, name: str) -> Float64[np.ndarray, " n"]:
