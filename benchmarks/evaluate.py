@@ -1,9 +1,13 @@
-"""Where does the time of an evaluation go?   python benchmarks/evaluate.py [--samples N] [--reference N]
+"""Where does the time of an evaluation go?   python benchmarks/evaluate.py [--samples N] [--reference N] [--whole]
 
 Prints JSON: seconds of each part of judging N samples (default 1,000) on one core: drawing from a model of the
-quickstart's size, validity, the reward (CHGNet and the embedded hull; left out with --no-reward), matching, nearest
-known crystals, summary, report; peak memory. The model's weights are random, so its crystals are worse than a trained
-model's; the samples that are judged are therefore distorted copies of embedded crystals.
+quickstart's size, validity, the reward (CHGNet and the embedded hull; left out with --no-reward), relaxing some of them
+(--relax), matching, nearest known crystals, summary, report, the paper's figures; peak memory. The model's weights are
+random, so its crystals are worse than a trained model's; the samples that are judged are therefore distorted copies of
+known crystals: the embedded ones, or those of --parquet.
+
+--whole runs the evaluation as the stage does instead, in chunks that are written and read back, and prints its seconds
+and its peak memory: with --samples 10000 --no-reward --parquet FILE it is what the largest evaluations need.
 """
 
 from __future__ import annotations
@@ -25,12 +29,14 @@ from crystalforge.crystal.convert import tokenize_many
 from crystalforge.evaluation.judging import judge
 from crystalforge.evaluation.protocols import protocol
 from crystalforge.evaluation.reference import Reference
+from crystalforge.evaluation.relaxing import PotentialRelaxer, chosen_rows, relaxed_table
 from crystalforge.evaluation.report import write_report
 from crystalforge.evaluation.samples import SampleSet
 from crystalforge.evaluation.scoring import score
 from crystalforge.evaluation.summary import summarise
 from crystalforge.evaluation.validity import composition_valid, structure_valid
 from crystalforge.rewards.protocol import Reward, RewardVersion, Scores, Status
+from crystalforge.stages.figures import figures
 
 
 class NoReward:
@@ -59,8 +65,13 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--reference", type=int, default=2000, help="embedded crystals that count as known")
+    parser.add_argument("--reference", type=int, default=2000, help="crystals that count as known")
+    parser.add_argument("--parquet", help="known crystals instead of the embedded ones")
     parser.add_argument("--no-reward", action="store_true")
+    parser.add_argument(
+        "--relax", type=int, default=0, metavar="N", help="relax N of the samples with CHGNet, 50 steps"
+    )
+    parser.add_argument("--whole", action="store_true", help="time and memory of the whole, not of its parts")
     options = parser.parse_args()
     seconds: dict[str, float] = {}
 
@@ -72,12 +83,16 @@ def main() -> None:
 
     import pyarrow.parquet as pq
 
-    table = pq.read_table(str(files("crystalforge.data") / "prototypes.parquet"))
+    source = options.parquet or str(files("crystalforge.data") / "prototypes.parquet")
+    table = pq.read_table(source, columns=["lattice", "atomic_numbers", "frac_coords"])
     table = table.take(np.random.default_rng(0).permutation(len(table))[: options.reference])
     crystals = [Crystal.of(row["lattice"], row["atomic_numbers"], row["frac_coords"]) for row in table.to_pylist()]
-    found = tokenize_many(crystals)
-    ids = [table.column("id")[int(k)].as_py() for k in found.index]
-    reference = Reference.from_tokens(found.tokens, ids)
+    with timed("tokenise the reference"):
+        found = tokenize_many(crystals)
+    reference = Reference.from_tokens(found.tokens, [str(k) for k in found.index])
+    if options.whole:
+        whole(samples_of(found.tokens, options.samples, 1), reference, options.no_reward, seconds, timed)
+        return
     draw_seconds(options.samples, timed)
     tokens = samples_of(found.tokens, options.samples, 1)
     with timed("build crystals"):
@@ -86,15 +101,17 @@ def main() -> None:
         for crystal in samples.crystals:
             structure_valid(crystal)
             composition_valid(crystal)
-    reward: Reward = NoReward()
-    if not options.no_reward:
-        from crystalforge.rewards import build
-        from crystalforge.rewards.config import EHullReward
-
-        with timed("load reward"):
-            reward = build(EHullReward())
+    with timed("load reward"):
+        reward = the_reward(options.no_reward)
     with timed("score (validity and reward)"):
         scored = score(samples, reward, lineage={})
+    if options.relax:
+        from crystalforge.evaluation.config import RelaxSettings
+
+        relaxer = PotentialRelaxer.of(RelaxSettings(steps=50))
+        rows = chosen_rows(len(samples), options.relax, 0)
+        with timed(f"relax {options.relax}"):
+            relaxed_table(relaxer, [samples.crystals[row] for row in rows])
     rules = [protocol("crystalformer-rl")]
     with timed("match"):
         judged = judge(scored, reference, rules, nearest=False, quiet=True)
@@ -106,8 +123,43 @@ def main() -> None:
         summary = summarise(judged)
     with tempfile.TemporaryDirectory() as folder, timed("report"):
         write_report(Path(folder) / "report.html", judged, summary, {}, {})
+    with tempfile.TemporaryDirectory() as folder, timed("figures and tables of the paper"):
+        pq.write_table(judged, Path(folder) / "crystals.parquet")
+        figures([folder], Path(folder) / "figures")
+    show(options.samples, len(reference), seconds)
+
+
+def show(samples: int, references: int, seconds: dict[str, float]) -> None:
+    """Print what was measured."""
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(json.dumps({"samples": options.samples, "seconds": seconds, "peak_memory_mb": memory}, indent=2))
+    result = {"samples": samples, "references": references, "seconds": seconds, "peak_memory_mb": memory}
+    print(json.dumps(result, indent=2))
+
+
+def the_reward(nothing: bool) -> Reward:
+    """CHGNet against the embedded hull, or no reward at all."""
+    if nothing:
+        return NoReward()
+    from crystalforge.rewards import build
+    from crystalforge.rewards.config import EHullReward
+
+    return build(EHullReward())
+
+
+def whole(tokens: Tokens, reference: Reference, no_reward: bool, seconds: dict[str, float], timed) -> None:
+    """The evaluation as the stage runs it, from samples to report."""
+    from crystalforge.evaluation.config import EvaluateConfig
+    from crystalforge.evaluation.metrics import evaluate_samples
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        with timed("evaluate"):
+            samples = SampleSet.from_tokens("samples", tokens)
+            reward = the_reward(no_reward)
+            table = evaluate_samples([samples], reward, reference, EvaluateConfig(), out=place, quiet=True)
+        with timed("summary and report"):
+            write_report(place / "report.html", table, summarise(table), {}, {})
+    show(len(tokens), len(reference), seconds)
 
 
 def draw_seconds(count: int, timed) -> None:
