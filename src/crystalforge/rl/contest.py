@@ -23,13 +23,14 @@ from crystalforge.common.seeds import derived
 from crystalforge.model.batch import TokenBatch
 from crystalforge.model.checkpoint import load_model
 from crystalforge.rewards.protocol import Reward
+from crystalforge.rl import journal
 from crystalforge.rl.config import FinetuneConfig
 from crystalforge.rl.contest_config import ContestConfig
 from crystalforge.rl.finetune import finetune
 from crystalforge.rl.journal import Scored, join, unique_share
 from crystalforge.rl.monitor import IsKnown
 from crystalforge.rl.policy import make_plan, measure
-from crystalforge.rl.rollout import Source, roll_out, weights_within
+from crystalforge.rl.rollout import Source, roll_out, score, weights_within
 from crystalforge.rl.search import SearchConfig, search
 from crystalforge.rl.supervised import Relaxer
 
@@ -46,7 +47,7 @@ class Outcome:
     kind: base, learner or search. reward: mean over the crystals judged. kl: mean of ln(p/p_base) over them, nats;
     None for searches. stable: share with E_hull < 0.1 eV/atom, None where the reward gives no E_hull. novel: share
     unknown to the training set. scored: crystals that it had scored. cpu_seconds: of this process, without judging.
-    stopped: why it ended before its budget, or None.
+    stopped: why it ended before its budget, or None. held_out: mean value by the judge that guided nobody, or None.
     """
 
     label: str
@@ -63,6 +64,7 @@ class Outcome:
     scored: int
     cpu_seconds: float
     stopped: str | None = None
+    held_out: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -71,7 +73,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Ground:
-    """The ground that all share."""
+    """The ground that all share. held_out: judges in the end, see `ContestConfig.held_out`."""
 
     base: Path
     reward: Reward
@@ -79,6 +81,7 @@ class Ground:
     out: Path
     is_known: IsKnown | None = None
     relaxer: Relaxer | None = None
+    held_out: Reward | None = None
 
 
 def contest(config: ContestConfig, tuning: FinetuneConfig, ground: Ground) -> Iterator[Outcome]:
@@ -195,6 +198,13 @@ def _outcome(ground: Ground, drawn: Scored, **known: Any) -> Outcome:
     scores = drawn.scores
     hull = scores.components.get("e_above_hull")
     stable = None if hull is None else float((scores.ok & (np.nan_to_num(hull, nan=np.inf) < STABLE_BELOW)).mean())
+    if ground.held_out is not None:
+        place = ground.out / f"{known['label']}-seed{known['seed']}" / "held_out.parquet"
+        judged = journal.recall_scores(place, drawn.index)
+        if judged is None:
+            judged = score(ground.held_out, drawn.tokens)
+            journal.write_scores(place, drawn.index, judged)
+        known["held_out"] = float(judged.values.mean())
     return Outcome(
         judged=len(drawn),
         reward=float(scores.values.mean()),

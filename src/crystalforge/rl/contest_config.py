@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from crystalforge.rewards.config import RewardConfig
 from crystalforge.rl.config import Algorithm, Method
 
 
@@ -26,6 +27,9 @@ class ContestConfig(BaseModel):
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1, description="each takes part once per seed")
     scored: int = Field(default=2560, ge=1, description="crystals that each may have scored, the budget")
     judged: int = Field(default=1024, ge=2, description="fresh crystals that a model is judged by, beyond the budget")
+    held_out: RewardConfig | None = Field(
+        default=None, description="judges the same crystals as the reward does in the end, in process; guides nobody"
+    )
     keep: int = Field(default=128, ge=2, description="crystals that a search returns")
     settings: dict[Algorithm, dict[str, Any]] = Field(
         default_factory=dict, description="what an algorithm needs to have otherwise than section `finetune` says"

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 UNCLEAR = "unclear"  # the interval of the gain holds zero
 BEGIN, END = "<!-- contest: begin -->", "<!-- contest: end -->"
-FIGURES = ("reward", "unique", "novel", "stable", "floors", "kl", "cpu_seconds")
+FIGURES = ("reward", "held_out", "unique", "novel", "stable", "floors", "kl", "cpu_seconds")
 COLUMNS = (
-    "| | mean reward | over the base | | stable | unique | novel | KL to base, nats | scored | CPU s |\n"
-    "|---|---|---|---|---|---|---|---|---|---|"
+    "| | mean reward | over the base | | held out, over the base | stable | unique | novel | KL to base, nats | scored "
+    "| CPU s |\n|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -40,11 +40,12 @@ def contest(config: Config, data: Path, base: Path, out: Path, page: Path | None
         if stage.finished is None:
             from crystalforge.data.store import TokenStore
             from crystalforge.rl import contest as rl
-            from crystalforge.stages.finetune import known_to, relaxer_of
+            from crystalforge.stages.finetune import held_out_judge, known_to, relaxer_of
             from crystalforge.stages.service import open_reward
 
             store = TokenStore.open(data / "store")
             outcomes: list[Outcome] = []
+            stranger = held_out_judge(config.reward, config.contest.held_out, source="contest.held_out")
             with open_reward(config, out) as reward:
                 ground = rl.Ground(
                     base / "model",
@@ -53,16 +54,17 @@ def contest(config: Config, data: Path, base: Path, out: Path, page: Path | None
                     out,
                     is_known=known_to(store),
                     relaxer=relaxer_of(config),
+                    held_out=stranger,
                 )
                 for outcome in rl.contest(config.contest, config.finetune, ground):
                     print(f"contest: {outcome.label} seed {outcome.seed}: reward {outcome.reward:.3f}", file=sys.stderr)
                     outcomes.append(outcome)
-                judge = str(reward.version)
+                judges = [str(version.version) for version in (reward, stranger) if version is not None]
             summary = summarise(outcomes)
             write_json(out / "outcomes.json", [outcome.as_dict() for outcome in outcomes])
             write_json(out / "summary.json", summary)
             with atomic_file(out / "table.md") as path:
-                path.write_text(table(summary, config, judge))
+                path.write_text(table(summary, config, judges))
             stage.artifact(out / "table.md")
             gains = {f"{label}.gain": row["gain"]["value"] for label, row in summary.items() if row["gain"]}
             stage.finish(sha256_json(summary), gains)
@@ -101,14 +103,20 @@ def summarise(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
             "scored": [outcome.scored for outcome in group],
             "stopped": [outcome.stopped for outcome in group if outcome.stopped is not None],
             "gain": None if label == BASE else over_seeds([o.reward - baseline[o.seed].reward for o in group]),
+            "held_out_gain": None
+            if label == BASE
+            else over_seeds([_less(o.held_out, baseline[o.seed].held_out) for o in group]),
             **{name: over_seeds([getattr(outcome, name) for outcome in group]) for name in FIGURES},
         }
         for label, group in groups.items()
     }
 
 
-def table(summary: Mapping[str, Mapping[str, Any]], config: Config, judge: str) -> str:
-    """The summary in Markdown: one table of all, one by strength of the KL term where there are several."""
+def table(summary: Mapping[str, Mapping[str, Any]], config: Config, judges: Sequence[str]) -> str:
+    """The summary in Markdown: one table of all, one by strength of the KL term where there are several.
+
+    judges: versions of the reward and, where there is one, of the held-out judge.
+    """
     contest, tuning = config.contest, config.finetune
     first = contest.algorithms[0] if contest.algorithms else ""
     sweep = {row["tau"]: row for label, row in summary.items() if label == first or label.startswith(f"{first}-tau")}
@@ -116,8 +124,9 @@ def table(summary: Mapping[str, Mapping[str, Any]], config: Config, judge: str) 
     lines = [
         f"{seeds} seeds; every participant had {contest.scored:,} crystals scored, {tuning.batch_size} at a time. "
         f"Models are judged by {contest.judged:,} fresh crystals per seed, searches by the {contest.keep} that they "
-        f"return. Reward `{judge}`, tau {tuning.tau:g}. Brackets: 95 % interval over seeds (Student t, {seeds - 1} "
-        f"degrees of freedom). CPU seconds are of one core, {_machine()}.",
+        f"return. Reward `{judges[0]}`, tau {tuning.tau:g}, "
+        f"{f'held-out judge `{judges[1]}`' if len(judges) > 1 else 'no held-out judge'}. Brackets: 95 % interval over "
+        f"seeds (Student t, {seeds - 1} degrees of freedom). CPU seconds are of one core, {_machine()}.",
         "",
         COLUMNS,
         *(_row(label, row) for label, row in summary.items() if "-tau" not in label),
@@ -153,6 +162,7 @@ def _row(label: str, row: Mapping[str, Any]) -> str:
         _figure(row["reward"], "{:.3f}"),
         _with_interval(gain),
         "" if gain is None else _verdict(gain),
+        _with_interval(row["held_out_gain"]),
         _figure(row["stable"], "{:.1%}"),
         _figure(row["unique"], "{:.1%}"),
         _figure(row["novel"], "{:.1%}"),
@@ -165,6 +175,10 @@ def _row(label: str, row: Mapping[str, Any]) -> str:
 
 def _figure(figure: Mapping[str, Any] | None, form: str) -> str:
     return "" if figure is None or figure["value"] is None else form.format(figure["value"])
+
+
+def _less(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
 
 
 def _with_interval(gain: Mapping[str, Any] | None) -> str:

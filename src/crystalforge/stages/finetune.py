@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from crystalforge.rewards import Reward, RewardConfig
     from crystalforge.rl.monitor import IsKnown
     from crystalforge.rl.supervised import Relaxer
+    from crystalforge.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,8 @@ def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any
     runs in this process. The record's metrics hold the monitor's verdict as `monitor` (`rl.monitor.conclusion`), and
     why the run ended early as `stopped`; `history.csv` holds what each look saw, as columns `monitor/...`.
 
+    Under torchrun every process calls it, on the same (shared) directories; the first one records.
+
     Resumes where an interrupted call stopped. Returns the stage's record. Raises RewardUnavailable when the reward
     service is away for longer than it is waited for; what was computed is kept.
     """
@@ -38,12 +43,14 @@ def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any
             from crystalforge.data.store import TokenStore
             from crystalforge.model.checkpoint import load_model, weights_hash
             from crystalforge.rl.finetune import finetune as run
+            from crystalforge.stages.engines import engine_maker
             from crystalforge.stages.models import spacegroup_weights
-            from crystalforge.stages.service import open_reward
+            from crystalforge.training.ranks import open_ranks
 
+            engine = config.finetune.engine
             store = TokenStore.open(data / "store")
             held_out = held_out_judge(config.reward, config.finetune.monitor.held_out)
-            with open_reward(config, out) as reward:
+            with open_ranks(engine.device) as ranks, one_reward(config, out, ranks) as reward:
                 result = run(
                     config.finetune,
                     base / "model",
@@ -55,10 +62,13 @@ def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any
                     is_known=known_to(store),
                     relaxer=relaxer_of(config),
                     on_metrics=stage.on_metrics,
+                    ranks=ranks,
+                    make_engine=engine_maker(engine),
                 )
                 version = reward.version
-            write_history(out)
-            stage.artifact(out / "history.csv")
+            if stage.records:
+                write_history(out)
+                stage.artifact(out / "history.csv")
             metrics = result.metrics | {
                 "reward": version.name,
                 "reward_digest": version.digest,
@@ -67,6 +77,33 @@ def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any
             }
             stage.finish(weights_hash(load_model(result.model_dir).model), metrics, reward_lineage(version))
     return stage.outcome
+
+
+@contextmanager
+def one_reward(config: Config, out: Path, ranks: Ranks) -> Iterator[Reward]:
+    """`open_reward` for all ranks: each has a client of its own, of one server, which merges their requests.
+
+    A server that is not there yet is started by the first rank, for the ranks of its node. Raises InputError when
+    there are others.
+    """
+    from crystalforge.stages.service import URL_VARIABLE, local_server, open_reward
+
+    with ExitStack() as stack:
+        served = os.environ.get(URL_VARIABLE) or config.service.url or config.service.mode == "in-process"
+        if ranks.world_size > 1 and not served:
+            from serving.launcher import available
+
+            if int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size)) < ranks.world_size:
+                raise InputError(
+                    "processes on several nodes need a reward server that all of them can reach",
+                    source="service.url",
+                    remedy="give the address of one that runs, or set service.mode=in-process",
+                )
+            if available()[0]:
+                url = ranks.by_first(lambda: stack.enter_context(local_server(config, out / "service")).grpc_url)
+                stack.callback(os.environ.pop, URL_VARIABLE)
+                os.environ[URL_VARIABLE] = url
+        yield stack.enter_context(open_reward(config, out))
 
 
 def known_to(store: TokenStore) -> IsKnown:
@@ -91,8 +128,10 @@ def known_to(store: TokenStore) -> IsKnown:
     return is_known
 
 
-def held_out_judge(reward: RewardConfig, held_out: RewardConfig | None) -> Reward | None:
-    """The monitor's judge, built in this process; None when there is none.
+def held_out_judge(
+    reward: RewardConfig, held_out: RewardConfig | None, *, source: str = "finetune.monitor.held_out"
+) -> Reward | None:
+    """A judge that nothing is trained on, built in this process; None when there is none. source: its section.
 
     Raises InputError when it is the reward itself. One that shares a model with the reward is allowed, with a
     warning: it sees what is wrong with the rest of the reward, not with that model.
@@ -106,7 +145,7 @@ def held_out_judge(reward: RewardConfig, held_out: RewardConfig | None) -> Rewar
     if mine == theirs and _models(held_out) == _models(reward):
         raise InputError(
             "the held-out judge is the reward itself: it can reveal nothing",
-            source="finetune.monitor.held_out",
+            source=source,
             remedy="give it another potential",
         )
     for shared in sorted(_models(held_out) & _models(reward)):

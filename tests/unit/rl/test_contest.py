@@ -7,6 +7,7 @@ import pytest
 from crystalforge.rl.config import FinetuneConfig, MonitorConfig
 from crystalforge.rl.contest import Ground, contest, learners
 from crystalforge.rl.contest_config import ContestConfig
+from crystalforge.rl.testing import ElementReward
 
 TUNING = FinetuneConfig(
     batch_size=30, learning_rate=2e-2, tau=0.02, monitor=MonitorConfig(max_gap=None, min_unique=None, max_kl=None)
@@ -19,7 +20,10 @@ CONTEST = ContestConfig(
 
 
 def test_everybody_spends_the_same_and_learners_beat_the_base(tmp_path, base, cubic, oxide_reward):
-    ground = Ground(base, oxide_reward, cubic, tmp_path, is_known=lambda tokens: tokens.spacegroup == 225)
+    stranger = ElementReward(dict.fromkeys(range(5, 15), 1.0), name="stranger")
+    ground = Ground(
+        base, oxide_reward, cubic, tmp_path, is_known=lambda tokens: tokens.spacegroup == 225, held_out=stranger
+    )
     found = list(contest(CONTEST, TUNING, ground))
     assert [o.label for o in found] == ["base", "ppo", "ppo-tau5", "rloo", "best_of_n", "mcmc"] * 2
     assert {o.scored for o in found if o.kind != "base"} == {180}
@@ -35,9 +39,12 @@ def test_everybody_spends_the_same_and_learners_beat_the_base(tmp_path, base, cu
         assert 0 < (by["base", seed].novel or 0) < 1
         assert by["base", seed].stable is None  # this reward knows no hull
         assert by["mcmc", seed].cpu_seconds > 0
+        assert 0 < (by["base", seed].held_out or 0) < by["base", seed].reward
+    assert stranger.scored == 2 * (4 * 60 + 20 + 30), "all that were judged, and the picked of two searches"
     again = list(contest(CONTEST, TUNING, ground))
     assert oxide_reward.scored == 2 * (5 * 180 + 4 * 60), "nothing is scored twice"
     assert again == found
+    assert stranger.calls == 2 * 6
 
 
 def test_an_algorithm_may_need_settings_of_its_own():

@@ -18,7 +18,8 @@ CONFIG = from_sections(contest={"algorithms": ["ppo", "rloo"], "searches": ["mcm
 
 def outcome(label: str, seed: int, reward: float, kl: float | None = 0.0, tau: float = 0.1) -> Outcome:
     kind = "base" if label == "base" else "search" if kl is None else "learner"
-    return Outcome(label, kind, seed, tau, 10, reward, 0.9, 0.2, kl, 0.05, 0.8, 100 * (kind != "base"), 3.0)
+    scored = 100 * (kind != "base")
+    return Outcome(label, kind, seed, tau, 10, reward, 0.9, 0.2, kl, 0.05, 0.8, scored, 3.0, held_out=reward / 2)
 
 
 def outcomes() -> list[Outcome]:
@@ -46,9 +47,12 @@ def test_gains_are_differences_from_the_base_of_the_same_seed() -> None:
 
 
 def test_the_table_gives_a_verdict_on_each_and_orders_the_strengths() -> None:
-    text = stage.table(stage.summarise(outcomes()), CONFIG, "judge@1")
+    text = stage.table(stage.summarise(outcomes()), CONFIG, ["judge@1"])
     rows = {line.split(" | ")[0].lstrip("| "): line for line in text.splitlines() if line.startswith("|")}
-    assert "+0.310 [+0.285, +0.335] | better | 5.0% | 90.0% | 80.0% | 2.00 | 100 | 3 |" in rows["ppo"]
+    assert (
+        "+0.310 [+0.285, +0.335] | better | +0.155 [+0.143, +0.167] | 5.0% | 90.0% | 80.0% | 2.00 | 100 | 3 |"
+        in rows["ppo"]
+    )
     assert "| unclear |" in rows["rloo"]
     assert "| worse |" in rows["mcmc"]
     assert list(rows)[-2:] == ["tau = 0.1", "tau = 0.2"]
