@@ -1,4 +1,5 @@
-"""The registry as a cluster has it: MLflow's server on a real PostgreSQL, artifacts in an S3-compatible store.
+"""Registry and data as a cluster has them: MLflow's server on a real PostgreSQL, artifacts and data in an S3-compatible
+store.
 
 Register, promote, materialise, serve and score go through HTTP alone: the client has neither the database's nor the
 store's credentials.
@@ -27,7 +28,11 @@ import torch
 from crystalforge.config import from_sections
 from crystalforge.crystal import Crystal, Tokens
 from crystalforge.crystal.convert import to_crystals
+from crystalforge.data.config import DataConfig
+from crystalforge.data.ingest import ingest
+from crystalforge.data.sources.tables import embedded
 from crystalforge.integrations import mlflow as tracking
+from crystalforge.integrations.dvc import data_version
 from crystalforge.model.checkpoint import load_model, save_model, weights_hash
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import CrystalFormer
@@ -43,9 +48,7 @@ BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if Path("/usr/lib/p
 USABLE, REASON = available()
 FIGURE = {"value": 0.9, "low": 0.85, "high": 0.95, "n": 400}
 
-pytestmark = [
-    pytest.mark.skipif(not BINARIES, reason="PostgreSQL's server is not installed (apt-get install postgresql)"),
-]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def free_port() -> int:
@@ -74,6 +77,8 @@ def answers(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    if not BINARIES:
+        pytest.skip("PostgreSQL's server is not installed (apt-get install postgresql)")
     pytest.importorskip("psycopg", reason="the driver that MLflow's server needs: pip install 'psycopg[binary]'")
     root = tmp_path_factory.mktemp("postgres")
     # PostgreSQL refuses to run as root; its package brings a user of its own.
@@ -117,9 +122,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[
     url = f"http://127.0.0.1:{port}"
     until("the object store", lambda: answers(f"{url}/moto-api/data.json"), server, log)
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-    boto3.client(
+    client = boto3.client(
         "s3", endpoint_url=url, aws_access_key_id="key", aws_secret_access_key="secret", region_name="us-east-1"
-    ).create_bucket(Bucket="mlflow")
+    )
+    for bucket in ("mlflow", "crystalforge"):
+        client.create_bucket(Bucket=bucket)
     yield url, keys
     server.terminate()
     server.wait(30)
@@ -229,3 +236,40 @@ def test_registered_promoted_materialised_served_and_scored(
 def drawn(model: CrystalFormer) -> Tokens:
     """Crystals of an untrained model: no two alike, few of them possible."""
     return sample(model, np.full(12, 225, dtype=np.int64), seed=0).tokens
+
+
+def test_data_go_to_the_store_by_dvc_and_come_from_it_as_a_source(
+    store: tuple[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The remote as it is in git: its address and keys from the environment alone."""
+    pytest.importorskip("s3fs", reason="DVC's driver for object stores: pip install 'dvc[s3]'")
+    url, keys = store
+    for name, value in (keys | {"AWS_ENDPOINT_URL": url, "DVC_NO_ANALYTICS": "1"}).items():
+        monkeypatch.setenv(name, value)
+    table = pq.read_table(embedded().file).slice(0, 40).drop_columns(["split"])
+    pq.write_table(table, tmp_path / "crystals.parquet")
+
+    def dvc(place: Path, *arguments: str) -> None:
+        done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=place, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    for place in (here, there):
+        place.mkdir()
+        dvc(place, "init", "--no-scm", "--quiet")
+        with (place / ".dvc" / "config").open("a") as settings:
+            settings.write((ROOT / ".dvc" / "config").read_text().replace("[core]", ""))
+    shutil.copy(tmp_path / "crystals.parquet", here)
+    dvc(here, "add", "--quiet", "crystals.parquet")
+    dvc(here, "push", "--quiet")
+    shutil.copy(here / "crystals.parquet.dvc", there)
+    dvc(there, "pull", "--quiet")
+    assert (there / "crystals.parquet").read_bytes() == (tmp_path / "crystals.parquet").read_bytes()
+
+    version = data_version(str(there / "crystals.parquet"))
+    address = f"s3://crystalforge/dvc/files/md5/{version[:2]}/{version[2:]}"
+    contents = {}
+    for name, path in {"file": str(there / "crystals.parquet"), "address": address}.items():
+        config = DataConfig.model_validate({"source": {"kind": "parquet", "path": path}})
+        contents[name] = ingest(config, tmp_path / name, processes=1, progress=False)["data_hash"]
+    assert contents["file"] == contents["address"]
