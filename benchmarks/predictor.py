@@ -14,6 +14,7 @@ import argparse
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -74,7 +75,8 @@ def errors(true: Float64[np.ndarray, " n"], guess: Float64[np.ndarray, " n"]) ->
 
     error = np.abs(guess - true)
     mean = statistics.mean(error)
-    rank = None if np.ptp(guess) == 0 else round(float(spearmanr(true, guess)[0]), 3)
+    ranked: Any = spearmanr(true, guess) if np.ptp(guess) else (None,)
+    rank = None if ranked[0] is None else round(float(ranked[0]), 3)
     figures = {"mae": mean.value, "low": mean.low, "high": mean.high, "median": float(np.median(error))}
     return {**{name: round(value, 3) for name, value in figures.items()}, "spearman": rank}
 
