@@ -26,6 +26,8 @@ from crystalforge.rl import objective
 from crystalforge.rl.config import FinetuneConfig
 from crystalforge.rl.policy import improve, make_plan, measure
 from crystalforge.rl.rollout import Source
+from crystalforge.training.config import OptimizerConfig
+from crystalforge.training.engine import TorchEngine
 
 REQUIRED = 5.0  # seconds
 REFERENCE = 1320.0  # seconds: the published code, same batch and machine type
@@ -46,7 +48,8 @@ def main() -> None:
     frozen = CrystalFormer(policy.config).eval().requires_grad_(False)
     frozen.load_state_dict(policy.state_dict())
     config = FinetuneConfig(batch_size=arguments.batch_size, piece_tokens=arguments.piece_tokens)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
+    optimizer = OptimizerConfig(learning_rate=config.learning_rate, gradient_clip=config.gradient_clip)
+    engine = TorchEngine(policy, optimizer)
     source = Source(np.full(230, 1 / 230), seed=0)
     seconds: dict[str, list[float]] = {"sample": [], "log_probs": [], "update": []}
     sites, cpu = [], []
@@ -66,15 +69,13 @@ def main() -> None:
             return objective.ppo(now, old[rows], advantage[rows], config.clip)
 
         health = improve(
-            policy,
-            optimizer,
+            engine,
             batch,
             plan,
             old,
             loss,
             passes=config.inner_steps,
             clip=config.clip,
-            gradient_clip=config.gradient_clip,
         )
         assert health.optimizer_steps == config.inner_steps
         assert health.first_ratio_error == 0

@@ -61,6 +61,7 @@ class DeepSpeedEngine:
         deepspeed = _prepared(ranks)
         self._model, self.config, self.ranks, self.stage = model, config, ranks, zero_stage
         self.steps = 0
+        self._rate: float | None = None
         self.parameters = list(model.parameters())
         optimizer = make_optimizer(model, config)
         self._ordered = [p for group in optimizer.param_groups for p in group["params"]]
@@ -92,7 +93,11 @@ class DeepSpeedEngine:
     @property
     def learning_rate(self) -> float:
         """Rate of the next step."""
-        return self.config.rate(self.steps)
+        return self.config.rate(self.steps) if self._rate is None else self._rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        self._rate = rate
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in bfloat16 where so configured."""

@@ -3,7 +3,7 @@
 A checkpoint directory holds `policy.safetensors`, `optimizer.safetensors` (Adam's moments), `state.json` (counters,
 baseline, monitor) and `manifest.json` with the SHA-256 of the other three. The frozen base is not stored: the run's
 identity names its hash. Random generators are not stored: all randomness follows from (seed, number of the crystal
-or step).
+or step), on however many ranks. The state is whole: another number of ranks, or another engine, can take it up.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import atomic_directory, recover_directory, sha256_file, write_json
 from crystalforge.model.network import CrystalFormer
+from crystalforge.training.engine import Engine, optimizer_order
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +52,18 @@ class RunState:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + amount
 
 
-def save(folder: Path, policy: CrystalFormer, optimizer: torch.optim.Optimizer, state: RunState, *, keep: int) -> Path:
-    """Write `folder`/step-..., durable before it gets its name, then remove all but the newest `keep`."""
+def save(folder: Path, engine: Engine, state: RunState, *, keep: int) -> Path:
+    """Write `folder`/step-..., durable before it gets its name, then remove all but the newest `keep`.
+
+    All ranks must call; the first one writes.
+    """
     path = folder / f"step-{state.step:07d}"
+    whole = engine.state_dict()
+    if not engine.ranks.leads:
+        return path
     with atomic_directory(path) as temporary:
-        save_file(
-            {name: value.detach().cpu().contiguous().clone() for name, value in policy.state_dict().items()},
-            temporary / "policy.safetensors",
-        )
-        save_file(_flatten(optimizer), temporary / "optimizer.safetensors")
+        save_file(_storable(whole["model"]), temporary / "policy.safetensors")
+        save_file(_storable(_flatten(whole["optimizer"], engine.model)), temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(asdict(state)))
         (temporary / "manifest.json").write_text(json.dumps({name: sha256_file(temporary / name) for name in FILES}))
     for old in _steps(folder)[keep:]:
@@ -67,12 +71,22 @@ def save(folder: Path, policy: CrystalFormer, optimizer: torch.optim.Optimizer, 
     return path
 
 
-def load_newest(folder: Path, policy: CrystalFormer, optimizer: torch.optim.Optimizer) -> RunState | None:
-    """Put the newest whole checkpoint into `policy` and `optimizer`; None when there is none.
+def load_newest(folder: Path, engine: Engine) -> RunState | None:
+    """Put the newest whole checkpoint into `engine`; None when there is none.
 
     A damaged one is named in a warning and passed over: the steps since the one before are then made again, from
-    the journal's scores.
+    the journal's scores. The first rank reads, and tells the others.
     """
+    found = engine.ranks.by_first(lambda: _read_newest(folder))
+    if found is None:
+        return None
+    state, policy, moments = found
+    optimizer = _unflatten(moments, engine.model)
+    engine.load_state_dict({"steps": state.step, "model": policy, "optimizer": optimizer})
+    return state
+
+
+def _read_newest(folder: Path) -> tuple[RunState, dict[str, Tensor], dict[str, Tensor]] | None:
     if not folder.exists():
         return None
     for old in folder.glob(".step-*.old"):
@@ -81,9 +95,7 @@ def load_newest(folder: Path, policy: CrystalFormer, optimizer: torch.optim.Opti
         problem = damage(path)
         if problem is None:
             state = RunState(**json.loads((path / "state.json").read_text()))
-            policy.load_state_dict(load_file(path / "policy.safetensors"))
-            _unflatten(optimizer, load_file(path / "optimizer.safetensors"))
-            return state
+            return state, *(load_file(path / name) for name in FILES[:2])
         log.warning("checkpoint %s is damaged (%s): falling back to the one before", path, problem)
     return None
 
@@ -107,21 +119,24 @@ def _steps(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
-def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Adam's moments and step counts, by parameter number."""
-    return {
-        f"{number}/{name}": value.detach().cpu().contiguous().clone()
-        for number, moments in optimizer.state_dict()["state"].items()
-        for name, value in moments.items()
-    }
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
 
-def _unflatten(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
+def _flatten(moments: Mapping[str, Mapping[str, Tensor]], model: CrystalFormer) -> dict[str, Tensor]:
+    """Adam's moments and step counts, by the parameter's number in the model."""
+    order = optimizer_order(model)
+    return {f"{order[int(index)]}/{name}": value for index, values in moments.items() for name, value in values.items()}
+
+
+def _unflatten(tensors: Mapping[str, Tensor], model: CrystalFormer) -> dict[str, dict[str, Tensor]]:
+    """The inverse of `_flatten`."""
+    index = {number: str(index) for index, number in enumerate(optimizer_order(model))}
+    moments: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split("/")
-        state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        moments.setdefault(index[int(number)], {})[name] = value
+    return moments
 
 
 def claim(path: Path, identity: dict[str, Any]) -> None:

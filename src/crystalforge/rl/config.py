@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from crystalforge.model.constraints import Constraints
 from crystalforge.rewards.config import RelaxConfig, RewardConfig
+from crystalforge.training.config import EngineConfig
 
 Algorithm = Literal["ppo", "reinforce", "rloo", "grpo", "dpo", "sft"]
 Method = Literal["best_of_n", "resample", "mcmc"]  # of searching with an unchanged model
@@ -113,6 +114,7 @@ class FinetuneConfig(BaseModel):
         ge=1,
         description="tokens per forward and backward pass: bounds memory; does not change the result's law",
     )
+    engine: EngineConfig = Field(default=EngineConfig(), description="what makes the steps, and where")
     monitor: MonitorConfig = Field(default=MonitorConfig(), description="what is watched, and what ends the run")
 
     @model_validator(mode="after")

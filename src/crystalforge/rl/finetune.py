@@ -10,6 +10,10 @@ clip 0.2, Adam at 1e-4. Declared deviations, here and in the files that make the
   from the constrained one: improvements are sought among the allowed crystals, and KL is measured on them.
 - A floored crystal is part of the batch with its documented floor.
 
+Under several ranks each draws and scores its share of a step's crystals and takes its share of the gradient. All of
+them know the whole scored batch, so baseline, KL, statistics and the monitor's verdict are the same everywhere without
+further talk; the first rank reads and writes, and its clock counts. A crystal is the same whichever rank draws it.
+
 What a run leaves in `out`: `identity.json` (what defines the run), `checkpoints/`, `samples/` (every scored crystal),
 `relaxed/` (those relaxed for supervised learning), `held_out/` (the held-out reward's scores), `metrics.jsonl`,
 `pareto.parquet` (the best compromises seen, see `pareto`), `good/` (the last policy that passed the monitor), `model/`
@@ -30,11 +34,13 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
+from crystalforge.common.errors import InputError
 from crystalforge.common.files import atomic_file, write_json
 from crystalforge.common.progress import Progress
 from crystalforge.crystal.tokens import Tokens
 from crystalforge.model.batch import TokenBatch
 from crystalforge.model.checkpoint import load_model, save_model, weights_hash
+from crystalforge.model.network import CrystalFormer
 from crystalforge.rewards.protocol import Reward, RewardUnavailable
 from crystalforge.rl import checkpoint, journal
 from crystalforge.rl.advantage import MovingBaseline
@@ -46,15 +52,19 @@ from crystalforge.rl.journal import Scored
 from crystalforge.rl.monitor import IsKnown, Monitor, conclusion
 from crystalforge.rl.pareto import ParetoSet
 from crystalforge.rl.policy import Plan, UpdateHealth, improve, make_plan, measure
-from crystalforge.rl.rollout import Source, roll_out, score, weights_within
+from crystalforge.rl.rollout import Source, roll_out, score_together, weights_within
 from crystalforge.rl.supervised import Pool, Relaxer
+from crystalforge.training.config import OptimizerConfig
+from crystalforge.training.engine import Engine, MakeEngine, TorchEngine
+from crystalforge.training.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 
 OnMetrics = Callable[[int, dict[str, float]], None]
 
-# Settings that say how far a run goes and how often it is saved, not where it goes: they may change on resumption.
-EXTENT = {"steps", "max_scored", "max_seconds", "checkpoint_every", "keep_checkpoints"}
+# Settings that say how far a run goes, how often it is saved and by which means it is made, not where it goes: they
+# may change on resumption.
+EXTENT = {"steps", "max_scored", "max_seconds", "checkpoint_every", "keep_checkpoints", "engine"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,8 @@ def finetune(
     is_known: IsKnown | None = None,
     relaxer: Relaxer | None = None,
     on_metrics: OnMetrics | None = None,
-    device: str = "cpu",
+    ranks: Ranks = ALONE,
+    make_engine: MakeEngine = TorchEngine,
 ) -> FinetuneResult:
     """Fine-tune the model in `base` against `reward`; the tuned one is left in `out/model`.
 
@@ -99,21 +110,29 @@ def finetune(
     seed (settings of extent, such as `steps`, may change), and passes RewardUnavailable on after saving its state.
     """
     weights = weights_within(np.asarray(spacegroup_weights, dtype=np.float64), config.spacegroups, config.constraints)
-    policy, frozen = load_model(base, device=device).model, load_model(base, device=device).model
+    groups = config.batch_size // (config.group_size if config.grouped else 1)
+    if groups < ranks.world_size:
+        raise InputError(
+            f"{groups} crystals (or groups of them) a step cannot be shared among {ranks.world_size} processes",
+            source="finetune.batch_size",
+            remedy="enlarge the batch, or start fewer processes",
+        )
+    policy, frozen = (load_model(base, device=ranks.device).model for _ in range(2))
     frozen.requires_grad_(False)
     source = Source(weights, seed, config.constraints, config.group_size if config.grouped else 1)
     identity = _identity(config, frozen, reward, held_out, weights, seed)
-    checkpoint.claim(out / "identity.json", identity)
-    finished = _finished(out, config)
+    ranks.by_first(lambda: checkpoint.claim(out / "identity.json", identity))
+    finished = ranks.by_first(lambda: _finished(out, config))
     if finished is not None:
         return finished
 
-    optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
-    state = checkpoint.load_newest(out / "checkpoints", policy, optimizer) or RunState()
-    run = _Run(config, out, seed, policy, frozen, optimizer, reward, held_out, source, is_known, relaxer, state)
-    metrics = _cut_metrics(out / "metrics.jsonl", state.step)
+    optimizer = OptimizerConfig(learning_rate=config.learning_rate, gradient_clip=config.gradient_clip)
+    engine = make_engine(policy, optimizer, ranks)
+    state = checkpoint.load_newest(out / "checkpoints", engine) or RunState()
+    run = _Run(config, out, seed, engine, frozen, reward, held_out, source, is_known, relaxer, state)
+    metrics = ranks.by_first(lambda: _cut_metrics(out / "metrics.jsonl", state.step))
     stopped: str | None = None
-    with Progress("finetune", config.steps, unit="step", start=state.step) as progress:
+    with Progress("finetune", config.steps, unit="step", start=state.step, quiet=not ranks.leads) as progress:
         while state.step < config.steps:
             stopped = run.exhausted()
             if stopped:
@@ -123,12 +142,14 @@ def finetune(
                 metrics, stopped = run.step()
             except RewardUnavailable:
                 run.save()
-                log.warning("the reward is not available: state saved at step %d of %d", step, config.steps)
+                if ranks.leads:
+                    log.warning("the reward is not available: state saved at step %d of %d", step, config.steps)
                 raise
-            with (out / "metrics.jsonl").open("a") as stream:
-                stream.write(json.dumps({"step": step} | metrics) + "\n")
-            if on_metrics is not None:
-                on_metrics(step, metrics)
+            if ranks.leads:
+                with (out / "metrics.jsonl").open("a") as stream:
+                    stream.write(json.dumps({"step": step} | metrics) + "\n")
+                if on_metrics is not None:
+                    on_metrics(step, metrics)
             if stopped:
                 break
             if state.step % config.checkpoint_every == 0:
@@ -144,9 +165,8 @@ class _Run:
     config: FinetuneConfig
     out: Path
     seed: int
-    policy: Any
-    frozen: Any
-    optimizer: torch.optim.Optimizer
+    engine: Engine
+    frozen: CrystalFormer
     reward: Reward
     held_out: Reward | None
     source: Source
@@ -155,6 +175,7 @@ class _Run:
     state: RunState
 
     def __post_init__(self) -> None:
+        self.policy, self.ranks = self.engine.model, self.engine.ranks
         self.monitor = Monitor(self.config.monitor, self.state.monitor)
         self.pareto = ParetoSet(self.config.pareto, self.out) if self.config.pareto else None
         self.pool = Pool(self.config, self.out, self.reward, self.relaxer)
@@ -182,12 +203,13 @@ class _Run:
             first_index=state.next_index,
             count=config.batch_size,
             folder=self.out / "samples",
+            ranks=self.ranks,
         )
         scored = rollout.scored
         batch = TokenBatch.from_tokens(scored.tokens, device=self.device)
         at = time.perf_counter()
         plan = self._plan(scored.tokens, np.arange(len(scored)))
-        log_prob, base = measure(self.policy, batch, plan), self._base(batch, plan)
+        log_prob, base = measure(self.policy, batch, plan, ranks=self.ranks), self._base(batch, plan)
         evidence = Evidence(
             torch.from_numpy(scored.scores.values).to(self.device, log_prob.total.dtype),
             batch.spacegroup,
@@ -197,7 +219,8 @@ class _Run:
         measured = time.perf_counter()
         metrics = rollout_health(config, scored, log_prob, base, self.is_known)
         if self.pareto is not None:
-            metrics |= self.pareto.add(state.step, scored)
+            pareto = self.pareto
+            metrics |= self.ranks.by_first(lambda: pareto.add(state.step, scored))
         stopped = self._look(scored, log_prob, evidence, metrics)
         looked = time.perf_counter()
         if stopped is None:
@@ -215,6 +238,7 @@ class _Run:
             "step": done - began,
             "cpu": time.process_time() - began_cpu,
         }
+        seconds = self.ranks.share(seconds)
         state.spend(**seconds)
         metrics |= {f"seconds/{phase}": value for phase, value in seconds.items()}
         metrics |= {"budget/scored": float(state.scored), "budget/seconds": state.seconds["step"]}
@@ -223,18 +247,22 @@ class _Run:
     def save(self) -> None:
         """Write a checkpoint of this instant."""
         self.state.monitor = self.monitor.memory()
-        checkpoint.save(
-            self.out / "checkpoints", self.policy, self.optimizer, self.state, keep=self.config.keep_checkpoints
-        )
+        checkpoint.save(self.out / "checkpoints", self.engine, self.state, keep=self.config.keep_checkpoints)
 
     def finish(self, identity: dict[str, Any], stopped: str | None, metrics: dict[str, float]) -> FinetuneResult:
         """Write the tuned model and the result. A run that the monitor stopped gives its last good policy."""
+        distrusted = stopped is not None and stopped.startswith("monitor")
+        if not distrusted:
+            self.save()
+        return self.ranks.by_first(lambda: self._write_result(identity, stopped, metrics, distrusted))
+
+    def _write_result(
+        self, identity: dict[str, Any], stopped: str | None, metrics: dict[str, float], distrusted: bool
+    ) -> FinetuneResult:
         policy = self.policy
-        if stopped is not None and stopped.startswith("monitor"):
+        if distrusted:
             good = self.out / "good"
             policy = load_model(good).model if good.exists() else self.frozen
-        else:
-            self.save()
         info = {"kind": "finetune", "steps": self.state.step, "stopped": stopped, "identity": identity}
         save_model(self.out / "model", policy, info=info)
         judged_by = None if self.held_out is None else str(self.held_out.version)
@@ -257,7 +285,7 @@ class _Run:
         )
 
     def _base(self, batch: TokenBatch, plan: Plan) -> torch.Tensor:
-        return measure(self.frozen, batch, plan, as_in_update=False).total
+        return measure(self.frozen, batch, plan, as_in_update=False, ranks=self.ranks).total
 
     def _look(self, scored: Scored, log_prob: Any, evidence: Evidence, metrics: dict[str, float]) -> str | None:
         """Monitor when it is due: add to the metrics, keep a good policy, or say why to stop."""
@@ -267,19 +295,22 @@ class _Run:
         judged = None
         if self.held_out is not None:
             path = journal.step_file(self.out / "held_out", step)
-            judged = journal.recall_scores(path, scored.index)
+            judged = self.ranks.by_first(lambda: journal.recall_scores(path, scored.index))
             if judged is None:
-                judged = score(self.held_out, scored.tokens)
-                journal.write_scores(path, scored.index, judged)
+                judged = score_together(self.held_out, scored.tokens, self.ranks)
+                if self.ranks.leads:
+                    journal.write_scores(path, scored.index, judged)
             self.state.held_out_scored += len(judged)
         log_ratio = (evidence.log_prob - evidence.log_prob_base).double().cpu().numpy()
         verdict = self.monitor.look(scored, judged, log_prob, log_ratio)
         metrics |= verdict.metrics
         if verdict.reasons:
             reason = f"monitor at step {step}: " + "; ".join(verdict.reasons)
-            log.warning("%s. The last policy that passed is kept.", reason)
+            if self.ranks.leads:
+                log.warning("%s. The last policy that passed is kept.", reason)
             return reason
-        save_model(self.out / "good", self.policy, info={"kind": "finetune", "steps": step})
+        if self.ranks.leads:
+            save_model(self.out / "good", self.policy, info={"kind": "finetune", "steps": step})
         return None
 
     def _learn(
@@ -290,7 +321,7 @@ class _Run:
         baseline = MovingBaseline(config.baseline_decay, self.state.baseline)
         usable = torch.isfinite(evidence.log_prob) & torch.isfinite(evidence.log_prob_base)
         if config.algorithm == "sft":
-            learnable = self.pool.add(self.state.step, scored)
+            learnable = self.ranks.by_first(lambda: self.pool.add(self.state.step, scored))
             tokens = learnable.tokens
             metrics |= learnable.metrics
             self.state.scored += learnable.scored
@@ -320,24 +351,21 @@ class _Run:
             evidence = self._evidence_of(batch, plan, evidence.reward[index])
         advantage = advantages(config, evidence, baseline)
         self.state.baseline = baseline.value
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.state.step)
+        self.engine.learning_rate = learning_rate(config, self.state.step)
         return improve(
-            self.policy,
-            self.optimizer,
+            self.engine,
             batch,
             plan,
             evidence.log_prob,
             loss_of(config, evidence, advantage),
             passes=config.passes,
             clip=config.clip,
-            gradient_clip=config.gradient_clip,
             kl_stop=config.kl_stop,
         )
 
     def _evidence_of(self, batch: TokenBatch, plan: Plan, reward: torch.Tensor | None = None) -> Evidence:
         """Log-probabilities of another cut of the batch, taken with exactly the pieces of its update."""
-        log_prob = measure(self.policy, batch, plan).total
+        log_prob = measure(self.policy, batch, plan, ranks=self.ranks).total
         reward = torch.zeros_like(log_prob) if reward is None else reward
         return Evidence(reward, batch.spacegroup, log_prob, self._base(batch, plan))
 

@@ -5,7 +5,8 @@ precision: the first ratio p/p_old is therefore exactly 1, and any deviation is 
 
 On a CPU the pieces run side by side, one single-threaded piece per core: products of this size gain little from
 more threads and lose much when another process wants the core. Gradients are summed in the order of the pieces, so
-the number of cores changes no bit.
+the number of cores changes no bit. Several ranks share the pieces of each minibatch; every rank knows the ratios of
+all, so that whatever follows from them is the same everywhere.
 
 Shapes: B samples of the batch, b rows of one piece.
 """
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +29,10 @@ from crystalforge.model.batch import TokenBatch
 from crystalforge.model.likelihood import LogProb, log_prob
 from crystalforge.model.network import CrystalFormer
 from crystalforge.rl.objective import ratio
+from crystalforge.training.engine import Engine
+from crystalforge.training.ranks import ALONE, Ranks
 
+T = TypeVar("T")
 TOKENS_PER_SITE = 5
 Rows = Int64[np.ndarray, " _"]
 Plan = list[list[Rows]]  # minibatches, each a list of pieces
@@ -101,11 +105,13 @@ def _side_by_side(device: torch.device) -> Iterator[Callable[..., Any]]:
             yield pool.map
 
 
-def measure(model: CrystalFormer, batch: TokenBatch, plan: Plan, *, as_in_update: bool = True) -> LogProb:
+def measure(
+    model: CrystalFormer, batch: TokenBatch, plan: Plan, *, as_in_update: bool = True, ranks: Ranks = ALONE
+) -> LogProb:
     """Log-probabilities of all rows of the plan, detached; rows outside it are NaN.
 
     `as_in_update` runs the kernels that record a graph, as the update will (they may round differently); pass
-    False for a model that is not updated.
+    False for a model that is not updated. Several ranks share the work, and all get the result.
     """
     parts = {name: torch.full((len(batch),), torch.nan, device=batch.device) for name in _FACTORS}
     pieces = _all_pieces(plan)
@@ -116,11 +122,18 @@ def measure(model: CrystalFormer, batch: TokenBatch, plan: Plan, *, as_in_update
         return {name: values.detach() for name, values in piece.factors().items()}
 
     with _side_by_side(batch.device) as each:
-        for rows, piece in zip(pieces, each(factors, pieces), strict=True):
-            for name, values in piece.items():
-                parts[name] = parts[name].to(values.dtype)
-                parts[name][rows] = values
+        own = list(each(factors, pieces[ranks.rank :: ranks.world_size]))
+    for rows, piece in zip(pieces, _of_all(ranks, own, len(pieces)), strict=True):
+        for name, values in piece.items():
+            parts[name] = parts[name].to(values.dtype)
+            parts[name][rows] = values.to(batch.device)
     return LogProb(**parts)
+
+
+def _of_all(ranks: Ranks, own: list[T], count: int) -> list[T]:
+    """Everybody's results, in the order of the pieces, which were dealt out one by one."""
+    found = ranks.gather(own)
+    return [found[number % ranks.world_size][number // ranks.world_size] for number in range(count)]
 
 
 _FACTORS = ("wyckoff", "element", "coords", "lattice")
@@ -152,8 +165,7 @@ class UpdateHealth:
 
 
 def improve(
-    policy: CrystalFormer,
-    optimizer: torch.optim.Optimizer,
+    engine: Engine,
     batch: TokenBatch,
     plan: Plan,
     log_prob_old: Float[Tensor, " B"],
@@ -161,21 +173,21 @@ def improve(
     *,
     passes: int,
     clip: float,
-    gradient_clip: float,
     kl_stop: float | None = None,
 ) -> UpdateHealth:
-    """Make `passes` passes over the plan, one optimiser step per minibatch.
+    """Make `passes` passes over the plan, one optimiser step of the engine per minibatch.
 
     The gradient of a minibatch is the sum over its pieces of sum(loss)/rows, so cutting it differently changes
     rounding only. With `kl_stop`, a step whose minibatch has already drifted further is not taken and ends the work.
     """
+    policy, ranks = engine.model, engine.ranks
     policy.eval()  # dropout off: the ratio compares one deterministic network with itself
     losses: list[float] = []
     norms: list[float] = []
     kls: list[float] = []
     outside: list[float] = []
     first_error, largest, stopped, skipped = 0.0, 1.0, False, 0
-    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    parameters = list(policy.parameters())
 
     def piece(rows: Rows, count: int) -> tuple[float, Tensor, tuple[Tensor | None, ...]]:
         """Loss, ratios and gradients of one piece."""
@@ -190,14 +202,16 @@ def improve(
             count = sum(len(rows) for rows in minibatch)
             if count == 0:
                 continue
-            optimizer.zero_grad(set_to_none=True)
-            total, rhos = 0.0, []
+            sums: list[Tensor | None] = [None] * len(parameters)
+            own: list[tuple[float, Tensor]] = []
+            mine = minibatch[ranks.rank :: ranks.world_size]
             with _side_by_side(batch.device) as each:
-                for value, rho, gradients in each(partial(piece, count=count), minibatch):
-                    total += value
-                    rhos.append(rho)
-                    _accumulate(parameters, gradients)
-            rho = torch.cat(rhos)
+                for value, rho, gradients in each(partial(piece, count=count), mine):
+                    own.append((value, rho))
+                    sums = [_plus(*pair) for pair in zip(sums, gradients, strict=True)]
+            pieces = _of_all(ranks, own, len(minibatch))
+            total = sum(value for value, _ in pieces)
+            rho = torch.cat([rho.to(batch.device) for _, rho in pieces])
             kl = float((rho - 1 - rho.log()).mean())
             if not losses:
                 first_error = float((rho - 1).abs().max())
@@ -207,13 +221,13 @@ def improve(
             if kl_stop is not None and kl > kl_stop:
                 stopped = True
                 break
-            norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)
-            if not torch.isfinite(norm):  # one absurd crystal must neither spoil the weights nor end the run
+            engine.add_gradients(sums)
+            norm = engine.step()
+            if not np.isfinite(norm):  # one absurd crystal must neither spoil the weights nor end the run
                 skipped += 1
                 continue
-            optimizer.step()
             losses.append(total)
-            norms.append(float(norm))
+            norms.append(norm)
         if stopped:
             break
     return UpdateHealth(
@@ -229,11 +243,11 @@ def improve(
     )
 
 
-def _accumulate(parameters: Sequence[torch.nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-    """Add gradients to the parameters'."""
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+def _plus(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    """Sum of two gradients, in place of the first; None is zero."""
+    if total is None or more is None:
+        return more if total is None else total
+    return total.add_(more)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -27,6 +27,7 @@ from crystalforge.rewards.protocol import Reward, Scores
 from crystalforge.rl import journal
 from crystalforge.rl.journal import Scored
 from crystalforge.rl.policy import one_thread
+from crystalforge.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,21 +104,51 @@ class Rollout:
 
 
 def roll_out(
-    model: CrystalFormer, source: Source, reward: Reward, *, step: int, first_index: int, count: int, folder: Path
+    model: CrystalFormer,
+    source: Source,
+    reward: Reward,
+    *,
+    step: int,
+    first_index: int,
+    count: int,
+    folder: Path,
+    ranks: Ranks = ALONE,
 ) -> Rollout:
-    """Draw and score the crystals of `step`, or read them back when `folder` already holds them."""
+    """Draw and score the crystals of `step`, or read them back when `folder` already holds them.
+
+    Each of several ranks draws and scores its share, and gets all.
+    """
     path = journal.step_file(folder, step)
     index = np.arange(first_index, first_index + count, dtype=np.int64)
     began = time.perf_counter()
-    known = journal.recall(path, index)
+    known = ranks.by_first(lambda: journal.recall(path, index))
     if known is not None:
         return Rollout(known, time.perf_counter() - began, 0.0)
-    tokens, log_prob = source.draw(model, first_index, count)
-    drawn = time.perf_counter()
-    scores = score(reward, tokens)
-    scored = Scored(index, tokens, scores, log_prob)
-    journal.write(path, step, scored)
-    return Rollout(scored, drawn - began, time.perf_counter() - drawn)
+    own = share_of(ranks, count, source.group_size)
+    drawn = ranks.gather(source.draw(model, first_index + own.start, len(own)))
+    tokens = Tokens.concatenate([part for part, _ in drawn])
+    at = time.perf_counter()
+    scores = score_together(reward, tokens, ranks, unit=source.group_size)
+    scored = Scored(index, tokens, scores, np.concatenate([log_prob for _, log_prob in drawn]))
+    if ranks.leads:
+        journal.write(path, step, scored)
+    return Rollout(scored, at - began, time.perf_counter() - at)
+
+
+def share_of(ranks: Ranks, count: int, unit: int = 1) -> range:
+    """This rank's part of `count` crystals, of which `unit` consecutive ones stay together.
+
+    >>> [list(share_of(Ranks(rank, 2), 6, unit=2)) for rank in (0, 1)]
+    [[0, 1, 2, 3], [4, 5]]
+    """
+    bounds = [len(part) for part in np.array_split(np.arange(count // unit), ranks.world_size)]
+    return range(unit * sum(bounds[: ranks.rank]), unit * sum(bounds[: ranks.rank + 1]))
+
+
+def score_together(reward: Reward, tokens: Tokens, ranks: Ranks, *, unit: int = 1) -> Scores:
+    """`score`, each rank asking for its share at the same time; whatever goes wrong on one is raised on all."""
+    own = share_of(ranks, len(tokens), unit)
+    return Scores.concatenate(ranks.by_all(lambda: score(reward, tokens[own.start : own.stop])))
 
 
 def score(reward: Reward, tokens: Tokens) -> Scores:

@@ -44,8 +44,11 @@ class Engine(Protocol):
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the next step."""
+        """Rate of the next step: the schedule's, until a loop sets its own."""
         ...
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None: ...
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which the loop computes its losses."""
@@ -93,6 +96,12 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True)
 
 
+def optimizer_order(model: nn.Module) -> list[int]:
+    """Number within `model.parameters()` of each parameter as the optimiser, and so an engine's state, numbers them."""
+    shapes = [p.ndim for p in model.parameters()]
+    return sorted(range(len(shapes)), key=lambda number: shapes[number] < 2)
+
+
 class WeightAverage:
     """Moving average of a model's weights, the same on every rank.
 
@@ -131,6 +140,7 @@ class TorchEngine:
     def __init__(self, model: CrystalFormer, config: OptimizerConfig, ranks: Ranks = ALONE) -> None:
         self._model, self.config, self.ranks = model, config, ranks
         self.steps = 0
+        self._rate: float | None = None
         self.parameters = list(model.parameters())
         self.device = self.parameters[0].device
         ranks.equalise(self.parameters)
@@ -145,7 +155,11 @@ class TorchEngine:
     @property
     def learning_rate(self) -> float:
         """Rate of the next step."""
-        return self.config.rate(self.steps)
+        return self.config.rate(self.steps) if self._rate is None else self._rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        self._rate = rate
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in bfloat16 where so configured."""

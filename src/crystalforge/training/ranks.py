@@ -11,7 +11,7 @@ Every method is collective: all ranks call it, in the same order.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -77,11 +77,37 @@ class Ranks:
         dist.all_gather_object(found, value)
         return found
 
+    def by_first(self, do: Callable[[], T]) -> T:
+        """What the first rank's `do` gives, or the error that it raises, on every rank."""
+        if self.world_size == 1:
+            return do()
+        value, error = self.share(_outcome(do) if self.leads else (None, None))
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
+
+    def by_all(self, do: Callable[[], T]) -> list[T]:
+        """What every rank's `do` gives, in order of ranks; an error of one rank is raised on all."""
+        if self.world_size == 1:
+            return [do()]
+        outcomes = self.gather(_outcome(do))
+        for _, error in outcomes:
+            if error is not None:
+                raise error
+        return [value for value, _ in outcomes]  # type: ignore[misc]
+
     def equalise(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors with the first rank's."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
+
+
+def _outcome(do: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return do(), None
+    except Exception as error:
+        return None, error
 
 
 ALONE = Ranks()

@@ -11,6 +11,8 @@ from crystalforge.model.likelihood import log_prob
 from crystalforge.model.sampler import sample
 from crystalforge.rl import objective
 from crystalforge.rl.policy import improve, make_plan, measure
+from crystalforge.training.config import OptimizerConfig
+from crystalforge.training.engine import TorchEngine
 
 # float64 sums in another order: a few ulp of log-probabilities of order 100
 REORDERED = 1e-10
@@ -66,15 +68,14 @@ def test_the_first_ratio_is_exactly_one_and_the_gradient_does_not_depend_on_piec
         plan = make_plan(drawn.n_sites, np.arange(len(drawn)), piece_tokens=piece_tokens)
         old = measure(model, batch, plan).total
         health = improve(
-            model,
-            torch.optim.SGD(model.parameters(), lr=0.1),
+            # With so large an epsilon Adam's step is smooth in the gradient.
+            TorchEngine(model, OptimizerConfig(learning_rate=0.1, epsilon=1.0, gradient_clip=1e9)),
             batch,
             plan,
             old,
             lambda rows, now, old=old: objective.ppo(now, old[rows], advantage[rows], 0.2),
             passes=1,
             clip=0.2,
-            gradient_clip=1e9,
         )
         assert health.first_ratio_error == 0.0
         assert health.optimizer_steps == 1
@@ -90,15 +91,13 @@ def test_the_first_ratio_is_exactly_one_in_float32_over_minibatches(tiny_model, 
     old = measure(tiny_model, batch, plan).total
     advantage = torch.linspace(-1, 1, len(drawn))
     health = improve(
-        tiny_model,
-        torch.optim.Adam(tiny_model.parameters(), lr=1e-3),
+        TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-3)),
         batch,
         plan,
         old,
         lambda rows, now: objective.ppo(now, old[rows], advantage[rows], 0.2),
         passes=2,
         clip=0.2,
-        gradient_clip=1.0,
     )
     assert health.first_ratio_error == 0.0
     assert health.optimizer_steps == 6
@@ -116,9 +115,9 @@ def test_the_reported_divergence_and_clip_fraction_are_those_of_the_policy_after
     def updated(passes: int):
         model.load_state_dict(start)
         return improve(
-            model, torch.optim.Adam(model.parameters(), lr=3e-3), batch, plan, old,
+            TorchEngine(model, OptimizerConfig(learning_rate=3e-3)), batch, plan, old,
             lambda rows, now: objective.ppo(now, old[rows], advantage[rows], 0.2),
-            passes=passes, clip=0.2, gradient_clip=1.0,
+            passes=passes, clip=0.2,
         )  # fmt: skip
 
     first = updated(1)
@@ -179,9 +178,9 @@ def test_the_number_of_cores_changes_no_bit(tiny_model, drawn):
             assert len(plan[0]) > 3
             old = measure(tiny_model, batch, plan).total
             health = improve(
-                tiny_model, torch.optim.Adam(tiny_model.parameters(), lr=1e-2), batch, plan, old,
+                TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-2)), batch, plan, old,
                 lambda rows, now, old=old: objective.ppo(now, old[rows], advantage[rows], 0.2),
-                passes=3, clip=0.2, gradient_clip=1.0,
+                passes=3, clip=0.2,
             )  # fmt: skip
             assert torch.get_num_threads() == threads
         finally:
@@ -197,15 +196,13 @@ def test_passes_end_once_the_policy_has_moved_too_far(tiny_model, drawn):
     old = measure(tiny_model, batch, plan).total
     advantage = torch.linspace(-1, 1, len(drawn))
     health = improve(
-        tiny_model,
-        torch.optim.Adam(tiny_model.parameters(), lr=1e-2),
+        TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-2)),
         batch,
         plan,
         old,
         lambda rows, now: objective.ppo(now, old[rows], advantage[rows], 0.2),
         passes=50,
         clip=0.2,
-        gradient_clip=1.0,
         kl_stop=0.01,
     )
     assert health.stopped_early
@@ -218,15 +215,13 @@ def test_a_gradient_that_is_not_finite_is_not_taken(tiny_model, drawn):
     old = measure(tiny_model, batch, plan).total
     before = torch.cat([parameter.detach().reshape(-1).clone() for parameter in tiny_model.parameters()])
     health = improve(
-        tiny_model,
-        torch.optim.Adam(tiny_model.parameters(), lr=1e-2),
+        TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-2)),
         batch,
         plan,
         old,
         lambda rows, now: now * torch.inf,
         passes=2,
         clip=0.2,
-        gradient_clip=1.0,
     )
     after = torch.cat([parameter.detach().reshape(-1) for parameter in tiny_model.parameters()])
     assert health.skipped_steps == 2
