@@ -72,9 +72,12 @@ def summarise(table: pa.Table, *, protocol: str | None = None) -> dict[str, Any]
     protocol: one of those the table was judged by; by default its headline. Returns
     `{"protocol": rules, "models": {label: {"n", "seeds", "experiments", "metrics": {name: {value, low, high, n}},
     "status": {...}, "per_seed": {seed: {name: value}}}}, "baseline": first label, "comparison": {label: {name: {value,
-    low, high, n}}}}`; a figure that was not measured has value None. `experiments`: how many models are behind the
-    label; of several, n is their number too. Everything is JSON.
+    low, high, n}}}, "tests": {label: {name: {"test", "p"}}}}`; a figure that was not measured has value None.
+    `experiments`: how many models are behind the label; of several, n is their number too. tests: see `significance`;
+    for the headline protocol alone. Everything is JSON.
     """
+    from crystalforge.evaluation.significance import p_values  # which is built on `measure`
+
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     rules = json.loads(metadata["protocols"])
     headline = metadata["headline"]
@@ -95,6 +98,7 @@ def summarise(table: pa.Table, *, protocol: str | None = None) -> dict[str, Any]
             }
             for label in labels[1:]
         },
+        "tests": {label: p_values(parts[labels[0]], parts[label]) for label in labels[1:]} if not suffix else {},
     }
 
 

@@ -14,12 +14,13 @@ from crystalforge.common.errors import InputError
 from crystalforge.crystal.convert import tokenize_many
 from crystalforge.evaluation.config import EvaluateConfig
 from crystalforge.evaluation.metrics import evaluate_samples
-from crystalforge.evaluation.paper.figures import CONSTANT, GAP, by_spacegroup, fourteen_groups, pareto_front
+from crystalforge.evaluation.paper.figures import CONSTANT, GAP, pareto_front
 from crystalforge.evaluation.paper.runs import gather
 from crystalforge.evaluation.paper.tables import candidates, retrieval
 from crystalforge.evaluation.reference import Reference
 from crystalforge.evaluation.samples import SampleSet
 from crystalforge.evaluation.scoring import judged_by
+from crystalforge.evaluation.spacegroups import by_spacegroup, fourteen_groups
 from crystalforge.evaluation.summary import estimate, measure
 from crystalforge.rewards.protocol import Scores
 from crystalforge.stages.figures import figures
@@ -101,7 +102,7 @@ def test_fourteen_groups_are_two_of_each_system(two_runs: list[Path]) -> None:
     assert len(groups) <= 14
     counted = [len(runs.of("base").filter(pc.field("spacegroup") == group)) for group in groups]
     assert min(counted) > 0
-    shares = by_spacegroup(runs)["base"]
+    shares = by_spacegroup(runs.table)["base"]
     assert sum(found.n for found in shares.values()) == sum(counted)
 
 

@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float64
 
 from crystalforge.common.errors import missing_extra
 from crystalforge.evaluation.paper.runs import Runs
-from crystalforge.evaluation.report.figures import COLORS, GRID, INK, SYSTEMS, series, spacegroup_symbol
+from crystalforge.evaluation.report.figures import COLORS, GRID, INK, series, spacegroup_symbol
+from crystalforge.evaluation.spacegroups import by_spacegroup
 from crystalforge.evaluation.statistics import Estimate, student_quantile
 from crystalforge.evaluation.summary import estimate, experiments
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 WIDTH = 6.9  # inches: a printed page between its margins
 E_RANGE = (-0.3, 1.2)  # eV/atom shown; what lies outside is counted in the outermost bins
 E_BIN = 0.05  # eV/atom
-GROUPS_PER_SYSTEM = 2
 CURVE_POINTS = 200  # of an accumulation curve: enough for its shape
 JUDGES = (
     ("", "reward"),
@@ -111,32 +111,9 @@ def _course(axis: Axes, label: str, seeds: Sequence[tuple[list[float], list[floa
         axis.fill_between(common, mean - half, mean + half, color=color, alpha=0.13, linewidth=0)
 
 
-def fourteen_groups(table: pa.Table) -> list[int]:
-    """The two commonest space groups of each crystal system among the rows, by number; fewer where fewer occur."""
-    groups, counts = np.unique(table.column("spacegroup").to_numpy(), return_counts=True)
-    chosen: list[int] = []
-    for _, low, high in SYSTEMS:
-        inside = np.flatnonzero((groups >= low) & (groups <= high))
-        order = inside[np.argsort(-counts[inside], kind="stable")]
-        chosen += [int(groups[k]) for k in order[:GROUPS_PER_SYSTEM]]
-    return sorted(chosen)
-
-
-def by_spacegroup(runs: Runs, metric: str = "stable_rate") -> dict[str, dict[int, Estimate]]:
-    """A figure of every model for each of the fourteen groups, for those that have it and were drawn."""
-    groups = fourteen_groups(runs.of(runs.labels[0]))
-    found: dict[str, dict[int, Estimate]] = {}
-    for label in runs.labels:
-        table = runs.of(label)
-        parts = {group: table.filter(pc.field("spacegroup") == group) for group in groups}
-        values = {group: estimate(part).get(metric) for group, part in parts.items() if len(part)}
-        found[label] = {group: value for group, value in values.items() if value is not None}
-    return found
-
-
 def spacegroups(runs: Runs) -> Figure | None:
     """Figure 4: share of stable crystals in each of fourteen space groups, with intervals."""
-    shares = by_spacegroup(runs)
+    shares = by_spacegroup(runs.table)
     groups = sorted({group for found in shares.values() for group in found})
     if not groups:
         return None

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crystalforge.evaluation.paper.figures import CONSTANT, GAP, by_spacegroup
+from crystalforge.evaluation.paper.figures import CONSTANT, GAP
 from crystalforge.evaluation.paper.runs import Runs
 from crystalforge.evaluation.report.figures import spacegroup_symbol
+from crystalforge.evaluation.spacegroups import by_spacegroup
 from crystalforge.evaluation.statistics import Estimate
 from crystalforge.evaluation.summary import METRICS, estimate
 
@@ -37,7 +38,7 @@ def spacegroups(runs: Runs) -> list[Row]:
     """Figure 4 as numbers: stable share by space group; n counts the samples (or seeds) behind it."""
     return [
         {"model": label, "spacegroup": group, "symbol": spacegroup_symbol(group), **_figure(found)}
-        for label, shares in by_spacegroup(runs).items()
+        for label, shares in by_spacegroup(runs.table).items()
         for group, found in sorted(shares.items())
     ]
 

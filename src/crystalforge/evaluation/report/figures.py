@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from crystalforge.common.errors import missing_extra
 from crystalforge.evaluation.report.elements import ELEMENTS, ElementStyle
+from crystalforge.evaluation.spacegroups import SYSTEMS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -282,17 +283,6 @@ def crystal_systems(shares: Mapping[str, Mapping[int, float]]) -> Figure:
         )
     figure.update_layout(barmode="group", bargap=0.3)
     return _style(figure, None, "Share of crystals (%)")
-
-
-SYSTEMS = (
-    ("triclinic", 1, 2),
-    ("monoclinic", 3, 15),
-    ("orthorhombic", 16, 74),
-    ("tetragonal", 75, 142),
-    ("trigonal", 143, 167),
-    ("hexagonal", 168, 194),
-    ("cubic", 195, 230),
-)
 
 
 def element_shares(table: pa.Table) -> dict[int, float]:
