@@ -14,7 +14,7 @@ def ingest(
     parts: list[str],
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
-    data_hash: dsl.OutputPath(str),
+    data_hash: dsl.OutputPath(str),  # pyright: ignore[reportInvalidTypeForm]  # the engine's way to say it
 ):
     """Lay the shards of all `parts` end to end, split and store; what no part has tokenised is tokenised now.
 

@@ -42,8 +42,8 @@ def arguments(
     if "variants" in wanted:
         known["variants"] = variants(config, workspace, taus, seeds, algorithms)
     if "data_version" in wanted:
-        predicts = "predictor_config" in wanted and config.predictor is not None
-        known["data_version"] = data_version(str(config.predictor.data)) if predicts else version_of_data(config)
+        table = config.predictor.data if config.predictor is not None and "predictor_config" in wanted else None
+        known["data_version"] = version_of_data(config) if table is None else data_version(str(table))
     return {name: value for name, value in known.items() if name in wanted}
 
 

@@ -13,6 +13,7 @@ import components
 from pipelines.cluster import ClusterConfig, on_cluster, trainjob_text
 
 Channel = Any  # a pipeline's parameter or a task's output: the engine's types do not say so
+make: Any = components  # called in a pipeline a component gives a task, which its own annotations do not say
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ def ingest(
     that uses every core."""
     parts = 1 if cluster is None else cluster.ingest_parts
     what = {"workspace": workspace, "data_config": data_config, "data_version": data_version}
-    plan = on_cluster(components.ingest_plan(**what, parts=parts), cluster)
+    plan = on_cluster(make.ingest_plan(**what, parts=parts), cluster)
     with dsl.ParallelFor(plan.output, name="shards", parallelism=parts) as share:
-        part = on_cluster(components.ingest_part(**what, share=share), cluster)
-    whole = components.ingest(**what, tracking_config=tracking_config, parts=dsl.Collected(part.output))
+        part = on_cluster(make.ingest_part(**what, share=share), cluster)
+    whole = make.ingest(**what, tracking_config=tracking_config, parts=dsl.Collected(part.output))
     return on_cluster(whole, cluster)
 
 
@@ -54,7 +55,7 @@ def pretrain(
     tracking_config: Channel,
 ) -> dsl.PipelineTask:
     """Token store -> base model."""
-    task = components.pretrain(
+    task = make.pretrain(
         workspace=workspace,
         seed=seed,
         model_config=model_config,
@@ -91,8 +92,8 @@ def tune_and_evaluate(
     if in_loop and cluster is None:
         # The local runner (kfp 2.17) hands the loop's item to a task in place of another task's output parameter.
         common["data_hash"] = ""
-    tuned = components.finetune(**common, finetune_config=finetune_config, trainjob_config=trainjob_text(cluster))
-    judged = components.evaluate(**common, evaluate_config=judges.evaluate_config, tuned=tuned.outputs["model"])
+    tuned = make.finetune(**common, finetune_config=finetune_config, trainjob_config=trainjob_text(cluster))
+    judged = make.evaluate(**common, evaluate_config=judges.evaluate_config, tuned=tuned.outputs["model"])
     return (
         on_cluster(tuned, cluster, role="learner", launches=True),
         on_cluster(judged, cluster, role="learner"),
@@ -122,7 +123,7 @@ def tune_evaluate_register(
         finetune_config=finetune_config,
         tracking_config=tracking_config,
     )
-    task = components.register(
+    task = make.register(
         workspace=workspace,
         register_config=register_config,
         tracking_config=tracking_config,
@@ -135,7 +136,7 @@ def tune_evaluate_register(
 
 def exit_handler(cluster: ClusterConfig | None, workspace: Channel) -> dsl.ExitHandler:
     """The block that a pipeline's steps are in: however it ends, its logs are archived."""
-    last = on_cluster(components.archive(workspace=workspace), cluster)
+    last = on_cluster(make.archive(workspace=workspace), cluster)
     return dsl.ExitHandler(last.set_caching_options(False), name="all")
 
 

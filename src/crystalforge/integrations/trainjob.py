@@ -11,53 +11,34 @@ What this was tested against is an HTTP server that speaks the API; it has not m
 
 from __future__ import annotations
 
-import json
-import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from crystalforge.common.errors import InputError, missing_extra
-from crystalforge.common.files import sha256_json
+from crystalforge.integrations.trainjob_errors import message, network_errors, passing
+from crystalforge.integrations.trainjob_logs import JobLogs
+from crystalforge.integrations.trainjob_manifest import (
+    GROUP,
+    PLURAL,
+    SPEC_ANNOTATION,
+    VERSION,
+    TrainJobConfig,
+    condition,
+    manifest,
+    outcome,
+)
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
-GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
-JOBSET_LABEL = "jobset.sigs.k8s.io/jobset-name"  # Trainer makes a JobSet of the TrainJob's name; pods carry it
-INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
-SPEC_ANNOTATION = "crystalforge.dev/spec"  # hash of what was asked for, to recognise our own job
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-CONTAINER = "node"
 WATCH_SECONDS = 300  # of one watch request; the server ends it, and it is asked for anew
-TAIL_LINES = 20  # of a failed pod's log in the error
-
-
-class TrainJobConfig(BaseModel):
-    """Size and place of a TrainJob."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    runtime: str = Field(default="crystalforge-torchrun", description="TrainingRuntime in the namespace")
-    namespace: str | None = Field(default=None, description="none: the one that this pod runs in")
-    nodes: int = Field(default=1, ge=1, description="pods")
-    processes_per_node: int | None = Field(default=None, ge=1, description="none: one for each GPU, or CPU core")
-    gpus_per_node: int = Field(default=8, ge=0, description="nvidia.com/gpu of each pod")
-    cpu: str = Field(default="32", description="of each pod")
-    memory: str = Field(default="256Gi", description="of each pod")
-    image: str | None = Field(default=None, description="none: the runtime's")
-    env: dict[str, str] = Field(default_factory=dict, description="environment; no secrets, they belong to the runtime")
-    queue: str | None = Field(default=None, description="Kueue's local queue that admits the job")
-    deadline_s: int | None = Field(default=None, ge=1, description="the job is ended after this time")
-    patience_s: float = Field(default=300.0, ge=0, description="how long an API server that is away is waited for")
 
 
 class TrainJobFailed(InputError):
@@ -66,56 +47,6 @@ class TrainJobFailed(InputError):
 
 class _Terminated(Exception):
     """SIGTERM arrived while waiting."""
-
-
-def manifest(name: str, arguments: Sequence[str], config: TrainJobConfig, namespace: str) -> dict[str, Any]:
-    """The TrainJob that runs `crystalforge <arguments>` under torchrun on every node, as the API takes it.
-
-    >>> job = manifest("pretrain-1", ["pretrain", "--out", "w"], TrainJobConfig(nodes=2), "crystalforge")
-    >>> job["spec"]["trainer"]["numNodes"], job["spec"]["runtimeRef"]["name"]
-    (2, 'crystalforge-torchrun')
-    """
-    resources = {"cpu": config.cpu, "memory": config.memory}
-    if config.gpus_per_node:
-        resources["nvidia.com/gpu"] = str(config.gpus_per_node)
-    trainer: dict[str, Any] = {
-        "numNodes": config.nodes,
-        "args": list(arguments),
-        "resourcesPerNode": {"requests": resources, "limits": resources},
-    }
-    if config.processes_per_node is not None:
-        trainer["numProcPerNode"] = config.processes_per_node
-    if config.image is not None:
-        trainer["image"] = config.image
-    if config.env:
-        trainer["env"] = [{"name": key, "value": value} for key, value in sorted(config.env.items())]
-    spec: dict[str, Any] = {
-        "runtimeRef": {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": config.runtime},
-        "trainer": trainer,
-    }
-    if config.deadline_s is not None:
-        spec["activeDeadlineSeconds"] = config.deadline_s
-    labels = {"app.kubernetes.io/part-of": "crystalforge"} | ({QUEUE_LABEL: config.queue} if config.queue else {})
-    return {
-        "apiVersion": f"{GROUP}/{VERSION}",
-        "kind": "TrainJob",
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "labels": labels,
-            "annotations": {SPEC_ANNOTATION: sha256_json(spec)},
-        },
-        "spec": spec,
-    }
-
-
-def job_name(stage: str, key: str) -> str:
-    """A valid name that is the same for the same work: a step that is started again finds its job.
-
-    >>> job_name("train_predictor", "ab12" * 16)
-    'train-predictor-ab12ab12ab12'
-    """
-    return f"{re.sub(r'[^a-z0-9]+', '-', stage.lower()).strip('-')}-{key[:12]}"
 
 
 class TrainJobs:
@@ -136,7 +67,7 @@ class TrainJobs:
         api = api or _connect()
         self.namespace = config.namespace or (IN_CLUSTER.read_text().strip() if IN_CLUSTER.exists() else "default")
         self._jobs = kubernetes.client.CustomObjectsApi(api)
-        self._core = kubernetes.client.CoreV1Api(api)
+        self._logs = JobLogs(api, self.namespace)
         self._where: dict[str, str] = {
             "group": GROUP,
             "version": VERSION,
@@ -153,7 +84,7 @@ class TrainJobs:
         with _sigterm_raises():
             try:
                 job = self._create(manifest(name, arguments, self.config, self.namespace))
-                with self._logs(name):
+                with self._logs.repeated(name):
                     job = self._wait(name, job)
             except TrainJobFailed:
                 raise
@@ -166,7 +97,7 @@ class TrainJobs:
         if state == "Failed":
             raise TrainJobFailed(
                 f"training job {name} failed: {condition.get('reason', '')}: {condition.get('message', '')}"
-                + self._last_words(name),
+                + self._logs.last_words(name),
                 source=f"namespace {self.namespace}",
                 remedy="mend what its log says; the same pipeline goes on from the last checkpoint",
             )
@@ -189,7 +120,7 @@ class TrainJobs:
 
         try:
             self.delete(name)
-        except (ApiException, *_network_errors()) as error:
+        except (ApiException, *network_errors()) as error:
             print(f"training job {name} could not be deleted: {type(error).__name__}", file=sys.stderr, flush=True)
         else:
             if because:
@@ -218,13 +149,13 @@ class TrainJobs:
                             remedy=f"wait for it, or kubectl delete trainjob {name}",
                         ) from None
                     self.delete(name)  # a finished one of an earlier attempt; its name is free in a moment
-                elif not _passing(error.status):
+                elif not passing(error.status):
                     raise TrainJobFailed(
-                        f"the API server refused the training job {name}: {error.status} {_message(error)}",
+                        f"the API server refused the training job {name}: {error.status} {message(error)}",
                         source=f"namespace {self.namespace}",
                         remedy="check the TrainingRuntime and that the service account may create trainjobs",
                     ) from None
-            except _network_errors():
+            except network_errors():
                 pass
         raise AssertionError("patience ends with an exception")
 
@@ -251,15 +182,15 @@ class TrainJobs:
                     job = event["object"]
                     if outcome(job)[0] is not None:
                         return job
-                    waiting = _condition(job, "Suspended")
+                    waiting = condition(job, "Suspended")
                     if waiting != suspended:
                         suspended = waiting
                         said = f"waits for admission ({waiting.get('message', '')})" if waiting else "was admitted"
                         print(f"training job {name} {said}", flush=True)
             except ApiException as error:
-                if not _passing(error.status) and error.status != 410:  # 410: the watch is too old, ask anew
-                    raise TrainJobFailed(f"watching training job {name}: {error.status} {_message(error)}") from None
-            except _network_errors():
+                if not passing(error.status) and error.status != 410:  # 410: the watch is too old, ask anew
+                    raise TrainJobFailed(f"watching training job {name}: {error.status} {message(error)}") from None
+            except network_errors():
                 pass
             else:
                 restart()  # the server ended the watch in good order
@@ -281,7 +212,7 @@ class TrainJobs:
             return self._jobs.get_namespaced_custom_object(**self._where, name=name)  # type: ignore[return-value]
         except ApiException as error:
             return None if error.status == 404 else {}
-        except _network_errors():
+        except network_errors():
             return {}
 
     def _patience(self, doing: str) -> Iterator[Any]:
@@ -301,89 +232,6 @@ class TrainJobs:
                 )
             time.sleep(clock["pause"])
             clock["pause"] = min(2 * clock["pause"], 15.0)
-
-    @contextmanager
-    def _logs(self, name: str) -> Iterator[None]:
-        """Repeat the first node's log on stdout until the block ends, then what is left of it."""
-        done = threading.Event()
-        thread = threading.Thread(target=self._follow, args=(name, done), name=f"log-{name}", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join(timeout=10.0)
-
-    def _follow(self, name: str, done: threading.Event) -> None:
-        from kubernetes.client import ApiException
-
-        last = ""  # time stamp of the last line that was shown: after a lost connection no line is shown twice
-        ended = False
-        while not ended:
-            ended = done.is_set()  # one more round after the end: the last lines
-            try:
-                pod = next((p for p in self._pods(name) if p.metadata.labels.get(INDEX_LABEL, "0") == "0"), None)
-                if pod is not None and pod.status.phase != "Pending":
-                    response = self._core.read_namespaced_pod_log(
-                        pod.metadata.name,
-                        self.namespace,
-                        container=CONTAINER,
-                        follow=not ended,
-                        timestamps=True,
-                        _preload_content=False,
-                        _request_timeout=(10, 60),
-                    )
-                    for line in _lines(response):
-                        stamp, _, text = line.partition(" ")
-                        if stamp > last:
-                            last = stamp
-                            print(text, flush=True)
-            except (ApiException, *_network_errors()):
-                pass  # the log is a courtesy; the watch decides
-            if not ended:
-                done.wait(0.5)
-
-    def _pods(self, name: str) -> list[Any]:
-        return self._core.list_namespaced_pod(self.namespace, label_selector=f"{JOBSET_LABEL}={name}").items
-
-    def _last_words(self, name: str) -> str:
-        """The end of every failed pod's log, with its exit code."""
-        from kubernetes.client import ApiException
-
-        parts = []
-        try:
-            for pod in self._pods(name):
-                if pod.status.phase != "Failed":
-                    continue
-                states = [status.state.terminated for status in pod.status.container_statuses or []]
-                codes = ", ".join(
-                    f"exit code {state.exit_code} {state.reason or ''}".strip() for state in states if state
-                )
-                text = self._core.read_namespaced_pod_log(
-                    pod.metadata.name, self.namespace, container=CONTAINER, tail_lines=TAIL_LINES
-                )
-                parts.append(f"\n--- {pod.metadata.name} ({codes})\n{text.rstrip()}")
-        except (ApiException, *_network_errors()) as error:
-            parts.append(f"\n(the pods' logs could not be read: {type(error).__name__})")
-        return "".join(parts)
-
-
-def outcome(job: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """("Complete" or "Failed", its condition) of a job that has ended, (None, {}) of one that has not.
-
-    >>> outcome({"status": {"conditions": [{"type": "Complete", "status": "True"}]}})[0]
-    'Complete'
-    """
-    for kind in ("Failed", "Complete"):
-        found = _condition(job, kind)
-        if found:
-            return kind, found
-    return None, {}
-
-
-def _condition(job: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    conditions = job.get("status", {}).get("conditions") or []
-    return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), {})
 
 
 def _connect() -> ApiClient:
@@ -417,31 +265,3 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _lines(response: Any) -> Iterator[str]:
-    rest = b""
-    for part in response.stream(4096):
-        *lines, rest = (rest + part).split(b"\n")
-        for line in lines:
-            yield line.decode("utf-8", errors="replace")
-    if rest:
-        yield rest.decode("utf-8", errors="replace")
-
-
-def _network_errors() -> tuple[type[Exception], ...]:
-    from urllib3.exceptions import HTTPError
-
-    return (HTTPError, OSError, json.JSONDecodeError)
-
-
-def _passing(status: int | None) -> bool:
-    """Whether an HTTP status may be another one in a moment; 0: no answer at all."""
-    return status in (None, 0, 429) or status >= 500
-
-
-def _message(error: Any) -> str:
-    try:
-        return str(json.loads(error.body)["message"])
-    except (TypeError, ValueError, KeyError):
-        return str(error.reason)

@@ -23,7 +23,8 @@ from kubernetes import client
 
 from crystalforge.common.errors import InputError
 from crystalforge.config import load
-from crystalforge.integrations.trainjob import TrainJobConfig, TrainJobFailed, TrainJobs, job_name, manifest
+from crystalforge.integrations.trainjob import TrainJobFailed, TrainJobs
+from crystalforge.integrations.trainjob_manifest import TrainJobConfig, job_name, manifest
 from crystalforge.stages.component import execute
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -293,7 +294,8 @@ def test_our_running_job_is_adopted_another_is_not_and_a_finished_one_is_replace
 LAUNCH = """
 import sys
 from kubernetes import client
-from crystalforge.integrations.trainjob import TrainJobConfig, TrainJobs
+from crystalforge.integrations.trainjob import TrainJobs
+from crystalforge.integrations.trainjob_manifest import TrainJobConfig
 api = client.ApiClient(client.Configuration(host=sys.argv[1]))
 TrainJobs(TrainJobConfig(namespace="forge"), api=api).run("pretrain-1", ["pretrain"])
 """
