@@ -95,8 +95,8 @@ class FinetuneConfig(BaseModel):
         description="SFT: relax only crystals whose component lies below this as drawn; null: all that can be judged",
     )
 
-    pareto: dict[str, Literal["max", "min"]] = Field(
-        default_factory=dict,
+    pareto: dict[str, Literal["max", "min"]] | None = Field(
+        default=None,
         description="components of the reward, each with what is better of it, whose Pareto set over the whole run is "
         "kept in pareto.parquet, such as {e_above_hull: min, band_gap: max}",
     )
