@@ -82,14 +82,12 @@ def load_model(
             source=directory / WEIGHTS_FILE,
             remedy=_REMEDY,
         )
-    with torch.device("meta"):
-        model = CrystalFormer(config)
+    model = CrystalFormer(config)
     wrong = _differences(model.state_dict(), state)
     if wrong:
         raise InputError(
             f"weights and configuration disagree: {wrong}", source=directory / WEIGHTS_FILE, remedy=_REMEDY
         )
-    model = CrystalFormer(config)
     model.load_state_dict(state)
     return LoadedModel(model.to(device).eval(), dict(record.get("info", {})))
 
