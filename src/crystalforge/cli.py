@@ -533,7 +533,7 @@ def _stage(name: str, config: Path | None, set_: list[str] | None, replace: bool
     import shutil
     from importlib import import_module
 
-    from crystalforge.stages.base import StaleOutputs
+    from crystalforge.stages.base import StaleOutputs, leads
     from crystalforge.stages.models import find_base
 
     if inputs.get("base") is not None:
@@ -547,7 +547,8 @@ def _stage(name: str, config: Path | None, set_: list[str] | None, replace: bool
             raise
         shutil.rmtree(out)
         record = function(resolved, **inputs, out=out)
-    _show(record)
+    if leads():  # of the processes that torchrun started
+        _show(record)
 
 
 def main() -> None:
