@@ -66,6 +66,7 @@ def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any
                     make_engine=engine_maker(engine),
                 )
                 version = reward.version
+                content = ranks.by_first(lambda: weights_hash(load_model(result.model_dir).model))
             if stage.records:
                 write_history(out)
                 stage.artifact(out / "history.csv")
@@ -75,7 +76,7 @@ def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any
                 "stopped": result.stopped,
                 "monitor": result.monitor,
             }
-            stage.finish(weights_hash(load_model(result.model_dir).model), metrics, reward_lineage(version))
+            stage.finish(content, metrics, reward_lineage(version))
     return stage.outcome
 
 

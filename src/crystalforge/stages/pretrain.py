@@ -37,8 +37,9 @@ def pretrain(config: Config, data: Path, out: Path) -> dict[str, Any]:
                     ranks=ranks,
                     make_engine=engine_maker(engine),
                 )
+                content = ranks.by_first(lambda: weights_hash(load_model(result.model_dir).model))
             if stage.records:
                 write_history(out)
                 stage.artifact(out / "history.csv")
-            stage.finish(weights_hash(load_model(result.model_dir).model), result.metrics)
+            stage.finish(content, result.metrics)
     return stage.outcome
