@@ -241,6 +241,11 @@ def _metadata(
         },
         "run": {"seed": config.seed, "config hash": config.digest, **known},
         "models": {entry.name: entry.content for entry in entries},
+        "monitor": {
+            entry.name: read_record(entry.path, entry.label)["metrics"].get("monitor") or {}
+            for entry in entries
+            if entry.stage == "finetune"
+        },
         "data": {"source": config.data.source.kind, "hash": known["data_hash"], **store.manifest["counts"]},
         **{
             name: {

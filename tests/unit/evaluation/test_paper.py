@@ -116,6 +116,7 @@ def test_candidates_are_the_best_by_merit(two_runs: list[Path]) -> None:
     for row in rows:
         assert (row["known"] == "yes") == by_id[row["sample"]]["reference_match"]
         assert row["nearest"].startswith("known-")
+        assert row["e_above_hull"] < 0.1, "a merit without stability is no candidate"
 
 
 def test_retrieval_counts_known_crystals_once_and_again(two_runs: list[Path]) -> None:

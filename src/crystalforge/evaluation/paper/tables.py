@@ -46,8 +46,9 @@ def spacegroups(runs: Runs) -> list[Row]:
 def candidates(runs: Runs, count: int = CANDIDATES) -> list[Row]:
     """Table S2: the best different crystals of every model but the baseline.
 
-    Best: by figure of merit where the table has both properties, among the valid ones; else by E_hull among the stable
-    ones. Energies in eV/atom, band gaps in eV; `known`: whether it matches a known crystal.
+    Best: by figure of merit where the table has both properties, among the valid ones that are stable to whoever judged
+    it (the reward, else the held-out judge; all of them when nobody did); else by E_hull among the stable ones.
+    Energies in eV/atom, band gaps in eV; `known`: whether it matches a known crystal.
     """
     found: list[Row] = []
     for label in runs.labels[1:] or runs.labels:
@@ -57,6 +58,9 @@ def candidates(runs: Runs, count: int = CANDIDATES) -> list[Row]:
         shown = _flags(table, "unique") & _flags(table, "built")
         if np.isfinite(merit).any():
             shown &= np.isfinite(merit) & _flags(table, "valid")
+            verdicts = [name for name in ("stable", "held_out_stable") if name in table.column_names]
+            if verdicts:
+                shown &= _flags(table, verdicts[0])
             order = np.argsort(-merit[shown], kind="stable")
         else:
             shown &= np.isfinite(energy) & _flags(table, "stable")

@@ -19,7 +19,8 @@ def choose(table: pa.Table, count: int) -> pa.Table:
     """The `count` most interesting rows, best first.
 
     Order: S.U.N. ones by E_hull; then new ones, the valid before the others, by E_hull; then the rest likewise.
-    Only built crystals are shown, and of each group of equal crystals only the first.
+    Only built crystals are shown, and of each group of equal crystals only the first; what several trainings of one
+    model wrote is told apart by formula, space group and energy alone.
     """
     shown = np.flatnonzero(_flag(table, "built") & _flag(table, "unique"))
     energy = np.nan_to_num(_number(table, "e_above_hull"), nan=math.inf)
@@ -30,7 +31,14 @@ def choose(table: pa.Table, count: int) -> pa.Table:
         ~_flag(table, "sun"),
     )
     order = np.lexsort(tuple(key[shown] for key in keys))
-    return table.take(pa.array(shown[order][:count]))
+    ranked = table.take(pa.array(shown[order]))
+    names = ("label", "formula", "spacegroup", "e_above_hull")
+    columns = [ranked.column(name).to_pylist() for name in names if name in ranked.column_names]
+    keys = [tuple(round(x, 4) if isinstance(x, float) else x for x in row) for row in zip(*columns, strict=True)]
+    seeds = ranked.column("seed").to_pylist()
+    first: dict[tuple[Any, ...], int] = {}
+    kept = [k for k, (key, seed) in enumerate(zip(keys, seeds, strict=True)) if first.setdefault(key, seed) == seed]
+    return ranked.take(pa.array(kept[:count], pa.int64()))
 
 
 def records(table: pa.Table, rules: dict[str, Any]) -> list[dict[str, Any]]:
@@ -61,6 +69,10 @@ def record(row: dict[str, Any], crystal: Crystal, rules: dict[str, Any], copies:
         "atoms": row["n_atoms"],
         "energy": _rounded(row.get("e_above_hull")),
         "heldOut": _rounded(row.get("held_out_e_above_hull")),
+        "relaxed": _rounded(row.get("relaxed_e_above_hull")),
+        "rmsd": _rounded(row.get("relaxed_rmsd")),
+        "gap": _rounded(row.get("band_gap"), 2),
+        "constant": _rounded(row.get("dielectric_constant"), 2),
         "reward": _rounded(row["reward"]),
         "logProb": _rounded(row["log_prob"], 2),
         "stable": bool(row.get("stable", False)),
@@ -87,6 +99,11 @@ def _why(row: dict[str, Any], rules: dict[str, Any], copies: int) -> list[str]:
     held_out = row.get("held_out_e_above_hull")
     if held_out is not None and math.isfinite(held_out):
         reasons.append(f"A potential that the reward does not use gives {signed(f'{held_out:.3f}')} eV/atom.")
+    relaxed = row.get("relaxed_e_above_hull")
+    if relaxed is not None and math.isfinite(relaxed):
+        moved = row.get("relaxed_rmsd", math.nan)
+        far = f", {moved:.2f} Å away" if math.isfinite(moved) else ", as another structure"
+        reasons.append(f"Relaxed{far}, it lies at {signed(f'{relaxed:.3f}')} eV/atom.")
     reasons.append(
         "No known crystal matches it."
         if row["novel"]

@@ -58,7 +58,7 @@ def energy_histogram(table: pa.Table, limit: float | None, *, column: str = "e_a
     edges = np.arange(E_RANGE[0], E_RANGE[1] + E_BIN / 2, E_BIN)
     centres = (edges[:-1] + edges[1:]) / 2
     figure = plotly().Figure()
-    for (label, rows), color in zip(models(table).items(), _cycle(), strict=False):
+    for (label, rows), color in zip(models(table).items(), cycle(), strict=False):
         energy = rows.column(column).to_numpy()
         energy = energy[np.isfinite(energy)]
         counts, _ = np.histogram(np.clip(energy, centres[0], centres[-1]), bins=edges)
@@ -85,7 +85,7 @@ def energy_histogram(table: pa.Table, limit: float | None, *, column: str = "e_a
             bgcolor="rgba(255,255,255,0.75)",
         )
     figure.update_layout(barmode="overlay", bargap=0)
-    return _style(figure, "Energy above hull (eV/atom)", "Share of all samples (%)")
+    return style(figure, "Energy above hull (eV/atom)", "Share of all samples (%)")
 
 
 def finetuning(histories: Mapping[str, History]) -> Figure:
@@ -132,7 +132,7 @@ def finetuning(histories: Mapping[str, History]) -> Figure:
     figure.update_yaxes(title_text="KL (nats)", row=2, col=1)
     figure.update_yaxes(title_text="Share (%)", range=[0, 105], row=3, col=1)
     figure.update_xaxes(title_text="Step", row=3, col=1)
-    return _style(figure, None, None, height=560)
+    return style(figure, None, None, height=560)
 
 
 def pretraining(histories: Mapping[str, History]) -> Figure:
@@ -150,7 +150,7 @@ def pretraining(histories: Mapping[str, History]) -> Figure:
                 figure.add_scatter(
                     x=steps, y=values, mode=mode, line={"color": color, "width": 2}, name=f"{prefix}{caption}"
                 )
-    return _style(figure, "Step", "NLL (nats per crystal)")
+    return style(figure, "Step", "NLL (nats per crystal)")
 
 
 def periodic_table(counts: Mapping[int, float], caption: str) -> Figure:
@@ -240,7 +240,7 @@ def _table(
 
 def _table_style(figure: Figure, caption: str) -> Figure:
     figure.update_layout(title={"text": caption, "font": {"size": 14}, "x": 0.01, "xanchor": "left"})
-    _style(figure, None, None, height=310, margin={"l": 4, "r": 4, "t": 34, "b": 4})
+    style(figure, None, None, height=310, margin={"l": 4, "r": 4, "t": 34, "b": 4})
     figure.update_xaxes(visible=False, constrain="domain", range=[-0.5, 17.5])
     figure.update_yaxes(visible=False, autorange="reversed", scaleanchor="x", scaleratio=1)
     return figure.update_layout(font={"size": 11})
@@ -266,7 +266,7 @@ def spacegroups(shares: Mapping[str, Mapping[int, float]]) -> Figure:
         )
     figure.update_layout(barmode="group", bargap=0.25)
     figure.update_yaxes(autorange="reversed")
-    return _style(figure, "Share of crystals (%)", None, height=150 + 26 * len(largest))
+    return style(figure, "Share of crystals (%)", None, height=150 + 26 * len(largest))
 
 
 def crystal_systems(shares: Mapping[str, Mapping[int, float]]) -> Figure:
@@ -282,7 +282,7 @@ def crystal_systems(shares: Mapping[str, Mapping[int, float]]) -> Figure:
             hovertemplate="%{x}: %{y:.1f} %<extra>" + label + "</extra>",
         )
     figure.update_layout(barmode="group", bargap=0.3)
-    return _style(figure, None, "Share of crystals (%)")
+    return style(figure, None, "Share of crystals (%)")
 
 
 def element_shares(table: pa.Table) -> dict[int, float]:
@@ -328,13 +328,13 @@ def spacegroup_symbol(group: int) -> str:
     return first + "".join(f"{part[0]}̅{part[1:]}" for part in rest)
 
 
-def _cycle() -> list[str]:
+def cycle() -> list[str]:
     return [*COLORS] * 4
 
 
 def _set_colors(shares: Mapping[str, object]) -> list[str]:
     """Grey for the training set, if it is there, then the models' colours."""
-    others = iter(_cycle())
+    others = iter(cycle())
     return [KNOWN if label == TRAINING else next(others) for label in shares]
 
 
@@ -346,7 +346,7 @@ def _pale(color: str) -> str:
     return f"rgba({red},{green},{blue},0.15)"
 
 
-def _style(
+def style(
     figure: Figure,
     x: str | None,
     y: str | None,

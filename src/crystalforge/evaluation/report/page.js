@@ -49,7 +49,7 @@
 
   // ---- three-dimensional views
 
-  const badges = c => [["S.U.N.", c.sun], ["stable", c.stable], ["novel", c.novel], ["valid", c.valid]]
+  const badges = c => [["S.U.N.", c.sun], ["stable", c.stable && !c.sun], ["novel", c.novel && !c.sun], ["valid", c.valid]]
     .filter(([, yes]) => yes).map(([text]) => make("span", { class: `badge${text === "S.U.N." ? " yes" : ""}` }, text));
   const spaced = nodes => nodes.flatMap((node, k) => k ? [" ", node] : [node]);
   const nearest = c => c.nearest ? [...subscripted(c.nearest.formula), ` (${c.nearest.id})`] : ["none"];
@@ -61,6 +61,10 @@
       make("i", { style: `background:rgb(${elements[z].color})` }), elements[z].name));
     const facts = [["Space group", `${c.symbol} (${c.group})`], ["Energy above hull", `${number(c.energy)} eV/atom`],
       ...(c.heldOut === null ? [] : [["Held-out potential", `${number(c.heldOut)} eV/atom`]]),
+      ...(c.relaxed === null ? [] : [["Relaxed", `${number(c.relaxed)} eV/atom`]]),
+      ...(c.rmsd === null ? [] : [["Moved by relaxing", `${number(c.rmsd, 2)} Å`]]),
+      ...(c.gap === null ? [] : [["Band gap", `${number(c.gap, 2)} eV`]]),
+      ...(c.constant === null ? [] : [["Dielectric constant", number(c.constant, 1)]]),
       ["Reward", number(c.reward)], ["Log-probability", `${number(c.logProb, 1)} nats`],
       ["Atoms scored", String(c.atoms)], ["Sample", c.id]];
     document.getElementById("viewer-body").replaceChildren(make("div", { class: "detail" }, canvas, make("div", {},
@@ -93,18 +97,24 @@
 
   // ---- candidates
 
+  const wide = candidates.some(c => c.relaxed !== null || c.gap !== null); // so many columns that some must go
   const columns = [
-    { name: "Formula", key: c => c.formula, show: c => subscripted(c.formula), head: true },
+    { name: "Formula", key: c => c.formula, head: true,
+      show: c => [...subscripted(c.formula), ...(wide ? [make("small", {}, ` ${c.label}`)] : [])] },
     { name: "Space group", key: c => c.group, show: c => [c.symbol, make("small", {}, ` ${c.group}`)] },
     { name: "E_hull", title: hull, key: c => c.energy, show: c => [number(c.energy)], numeric: true },
     ...(candidates.some(c => c.heldOut !== null)
       ? [{ name: "Held-out", key: c => c.heldOut, show: c => [number(c.heldOut)], numeric: true }] : []),
+    ...[["Relaxed", "relaxed", 3], ["Gap (eV)", "gap", 2], ["ε", "constant", 1]]
+      .filter(([, key]) => candidates.some(c => c[key] !== null))
+      .map(([name, key, digits]) => ({ name, key: c => c[key], show: c => [number(c[key], digits)], numeric: true })),
     { name: "Reward", key: c => c.reward, show: c => [number(c.reward)], numeric: true },
-    { name: "Atoms", key: c => c.atoms, show: c => [String(c.atoms)], numeric: true },
+    ...(wide ? [] : [{ name: "Atoms", key: c => c.atoms, show: c => [String(c.atoms)], numeric: true }]),
     { name: "Verdict", key: c => -(8 * c.sun + 4 * c.stable + 2 * c.novel + c.valid), show: c => spaced(badges(c)) },
     { name: "Nearest known", key: c => c.nearest ? c.nearest.formula : "", show: c => [...nearest(c), make("small", {}, ` ${c.nearest ? c.nearest.text : ""}`)] },
-    { name: "Model", key: c => c.label, show: c => [c.label] },
+    ...(wide ? [] : [{ name: "Model", key: c => c.label, show: c => [c.label] }]),
   ];
+  document.getElementById("candidates").classList.toggle("dense", wide);
   const table = document.getElementById("candidates"), body = table.querySelector("tbody");
   const controls = document.getElementById("filters").elements;
   let sorting = null, page = 0;
@@ -170,7 +180,7 @@
   document.getElementById("all-cif").addEventListener("click", () => save("candidates.cif", "chemical/x-cif",
     chosen().map(c => c.cif.replace(/^data_.*$/m, `data_${c.file}`)).join("\n")));
   document.getElementById("all-csv").addEventListener("click", () => {
-    const fields = ["id", "formula", "group", "energy", "heldOut", "reward", "logProb", "atoms", "stable", "novel", "sun", "valid"];
+    const fields = ["id", "formula", "group", "energy", "heldOut", "relaxed", "rmsd", "gap", "constant", "reward", "logProb", "atoms", "stable", "novel", "sun", "valid"];
     const cell = x => x === null ? "" : /[",\n]/.test(String(x)) ? `"${String(x).replaceAll('"', '""')}"` : String(x);
     save("candidates.csv", "text/csv", [[...fields, "nearest"].join(","),
       ...chosen().map(c => [...fields.map(f => cell(c[f])), cell(c.nearest ? c.nearest.id : null)].join(","))].join("\n"));

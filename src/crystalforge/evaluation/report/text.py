@@ -10,6 +10,7 @@ from crystalforge.evaluation.summary import METRICS
 
 Interval = Mapping[str, Any]  # value, low, high, n, as `Estimate.as_dict` writes them
 MINUS = "\u2212"
+SMALLEST_P = 1e-4  # below it the number says nothing more
 
 
 def lede(summary: Mapping[str, Any]) -> str:
@@ -39,7 +40,7 @@ def headline_table(summary: Mapping[str, Any]) -> str:
     """Every figure of every model with its interval, and each model's difference from the first."""
     models, comparison = summary["models"], summary["comparison"]
     names = [n for n in METRICS if any(_known(model["metrics"].get(n)) for model in models.values())]
-    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in models)
+    head = "".join(f'<th scope="col">{escape(label)}{_trainings(model)}</th>' for label, model in models.items())
     head += "".join(f'<th scope="col">{escape(_versus(summary, label))}</th>' for label in comparison)
     lines = []
     for name in names:
@@ -47,7 +48,8 @@ def headline_table(summary: Mapping[str, Any]) -> str:
         label = caption if unit in ("", "%") else f"{caption} <small>({unit})</small>"
         cells = "".join(_cell(name, model["metrics"].get(name), column) for column, model in models.items())
         for model, differences in comparison.items():
-            cells += _difference(name, differences.get(name), direction, _versus(summary, model))
+            p = summary.get("tests", {}).get(model, {}).get(name)
+            cells += _difference(name, differences.get(name), direction, _versus(summary, model), p)
         lines.append(f'<tr><th scope="row">{label.replace("E_hull", "E<sub>hull</sub>")}</th>{cells}</tr>')
     return (
         '<div class="scroll"><table class="headline stack"><thead><tr><th scope="col">95 % intervals below</th>'
@@ -129,7 +131,7 @@ def _cell(name: str, figure: Interval | None, label: str) -> str:
     return f'<td data-label="{escape(label)}"><span>{text}</span></td>'
 
 
-def _difference(name: str, figure: Interval | None, direction: int, label: str) -> str:
+def _difference(name: str, figure: Interval | None, direction: int, label: str, test: Mapping[str, Any] | None) -> str:
     if figure is None or not _known(figure):
         return f'<td data-label="{escape(label)}">–</td>'
     value = figure["value"]
@@ -142,7 +144,7 @@ def _difference(name: str, figure: Interval | None, direction: int, label: str) 
             word = kind
     return (
         f'<td class="{kind}" data-label="{escape(label)}"><span><b>{signed(text)}</b>'
-        f"{_interval(name, figure, points=True, word=word)}</span></td>"
+        f"{_interval(name, figure, points=True, word=word)}{_p_value(test)}</span></td>"
     )
 
 
@@ -155,12 +157,24 @@ def _interval(name: str, figure: Interval, *, points: bool = False, word: str = 
     return f"<small>{signed(low)} to {signed(high)}{f' · {word}' if word else ''}</small>"
 
 
+def _p_value(test: Mapping[str, Any] | None) -> str:
+    if test is None:
+        return ""
+    value = f"p = {test['p']:.2g}" if test["p"] >= SMALLEST_P else f"p &lt; {SMALLEST_P:g}"
+    return f"<small>{value} ({escape(test['test'])})</small>"
+
+
 def _known(figure: Interval | None) -> bool:
     return figure is not None and figure["value"] is not None
 
 
 def _clear(figure: Interval) -> bool:
     return figure["low"] is not None and (figure["low"] > 0 or figure["high"] < 0)
+
+
+def _trainings(model: Mapping[str, Any]) -> str:
+    count = model.get("experiments", 1)
+    return f" <small>{count} trainings</small>" if count > 1 else ""
 
 
 def _versus(summary: Mapping[str, Any], label: str) -> str:

@@ -15,9 +15,10 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crystalforge.common.files import atomic_file
-from crystalforge.evaluation.report import candidates, figures
+from crystalforge.evaluation.report import candidates, figures, judges, sections
 from crystalforge.evaluation.report.elements import ELEMENTS
 from crystalforge.evaluation.report.figures import History
 from crystalforge.evaluation.report.text import headline_table, key_values, lede, status_table
@@ -47,6 +48,7 @@ def write_report(
     several runs can be compared (`finetune tau=0.1`, ...). metadata: `title` (text), `training` (optional:
     `{"spacegroups": {number: share in %}, "elements": {Z: share in %}}` of the training set), and any further
     sections for the experiment summary as nested mappings, such as `run`, `config`, `data`, `reward`, `versions`.
+    `monitor` (optional): by name of each fine-tuning, what `rl.monitor.conclusion` gave.
     gallery, rows: crystals shown in three dimensions and in the list.
     """
     from plotly.offline import get_plotlyjs
@@ -58,7 +60,7 @@ def write_report(
     chosen = candidates.records(candidates.choose(counted, rows), dict(rules))
     best = [c["id"] for c in chosen if c["label"] == labels[-1] and (c["novel"] or c["sun"])][:gallery]
     drawn = _figures(table, models, rules, histories, metadata.get("training", {}))
-    blocks = _blocks(summary, drawn, chosen, best, metadata)
+    blocks = _blocks(table, summary, drawn, chosen, best, metadata)
     data = {
         "figures": {name: json.loads(str(figure.to_json())) for name, (figure, _) in drawn.items()},
         "candidates": chosen,
@@ -109,6 +111,19 @@ def _figures(
             figures.energy_histogram(table, rules.get("stable_at")),
             "Histogram of the energy above hull of every model's crystals",
         )
+    for name, figure, caption in (
+        ("figure-agreement", judges.agreement(table, rules.get("stable_at")), "Energy above hull by two judges"),
+        ("figure-pareto", judges.pareto(table), "Band gap against dielectric constant"),
+    ):
+        if figure is not None:
+            found[name] = (figure, caption)
+    if "relaxed_e_above_hull" in table.column_names:
+        found["figure-relaxed"] = (
+            figures.energy_histogram(
+                table.filter(pc.field("relaxed_asked")), rules.get("stable_at"), column="relaxed_e_above_hull"
+            ),
+            "Histogram of the energy above hull after relaxing",
+        )
     finetune = {name: rows for name, rows in histories.items() if name.startswith("finetune") and rows}
     pretrain = {name: rows for name, rows in histories.items() if name.startswith("pretrain") and rows}
     if finetune:
@@ -141,6 +156,7 @@ def _figures(
 
 
 def _blocks(
+    table: pa.Table,
     summary: Mapping[str, Any],
     drawn: Mapping[str, tuple[Figure, str]],
     chosen: Sequence[Mapping[str, Any]],
@@ -181,9 +197,18 @@ def _blocks(
                 "energy",
                 "Energy above hull",
                 "<p>As a share of all samples, also those without an energy. The outermost bins hold everything "
-                "beyond them.</p>" + place("figure-energy"),
+                "beyond them.</p>"
+                + place("figure-energy")
+                + (f"<h3>After relaxing</h3><p>{_relaxed(table)}</p>" if "figure-relaxed" in drawn else "")
+                + place("figure-relaxed"),
             )
         )
+    if "figure-agreement" in drawn:
+        opinions = sections.opinions(table)
+        blocks.append(("opinion", "A second opinion", opinions + place("figure-agreement")))
+    if "figure-pareto" in drawn:
+        intro = "<p>Lines join each model's Pareto front; along dotted lines the product of both is the same.</p>"
+        blocks.append(("properties", "Band gap and dielectric constant", intro + place("figure-pareto")))
     if "figure-finetune" in drawn or "figure-pretrain" in drawn:
         parts = ""
         if "figure-finetune" in drawn:
@@ -191,6 +216,9 @@ def _blocks(
         if "figure-pretrain" in drawn:
             parts += "<h3>Pre-training</h3>" + place("figure-pretrain")
         blocks.append(("training", "Training", parts))
+    watched = sections.monitor(metadata.get("monitor", {}))
+    if watched:
+        blocks.append(("monitor", "Monitor", watched))
     tables = [name for name in drawn if name.startswith("figure-elements-")]
     blocks.append(
         (
@@ -200,12 +228,22 @@ def _blocks(
         )
     )
     if "figure-spacegroups" in drawn:
-        blocks.append(("symmetry", "Symmetry", place("figure-systems") + place("figure-spacegroups")))
+        shares = sections.spacegroups(table)
+        blocks.append(("symmetry", "Symmetry", place("figure-systems") + shares + place("figure-spacegroups")))
     blocks.append(("candidates-list", "Candidates", CANDIDATE_LIST))
     blocks.append(("scoring", "What the reward did", status_table(summary)))
-    details = {key: value for key, value in metadata.items() if key not in ("title", "training")}
+    details = {key: value for key, value in metadata.items() if key not in ("title", "training", "monitor")}
     blocks.append(("experiment", "Experiment", key_values(details)))
     return blocks
+
+
+def _relaxed(table: pa.Table) -> str:
+    asked = table.filter(pc.field("relaxed_asked"))
+    done = int(pc.sum(asked.column("relaxed_converged")).as_py() or 0)  # type: ignore[attr-defined]
+    return (
+        f"{len(asked):,} of {len(table):,} samples, drawn at random, were relaxed; {done:,} of them came to rest. "
+        "Shares are of those that were to be relaxed."
+    )
 
 
 def _rules(rules: Mapping[str, Any]) -> str:
