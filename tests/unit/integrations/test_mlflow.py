@@ -220,3 +220,19 @@ def test_the_card_says_how_it_was_judged_and_what_it_was_made_of() -> None:
     assert "`models:/g/3`" in card
     assert "reason" not in card
     assert "not from first principles" in card
+
+
+def test_a_run_that_the_workflow_engine_injects_is_adopted(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tracking.experiment_id(registry.api, "test", registry.root)
+    injected = registry.api.create_run(experiment, run_name="by the engine").info.run_id
+    monkeypatch.setenv(tracking.PARENT_VARIABLE, injected)
+    assert tracking.open_parent(registry.api, "another", registry.root, "mine", None) == injected
+    with tracking.StageRun(registry.uri, "another", registry.root, "ingest", tmp_path / "stage") as run:
+        found = registry.api.get_run(run.run_id)
+    assert found.data.tags["mlflow.parentRunId"] == injected
+    assert found.info.experiment_id == experiment, "with its parent, whatever the configuration says"
+    monkeypatch.setenv(tracking.PARENT_VARIABLE, "0" * 32)
+    fresh = tracking.open_parent(registry.api, "test", registry.root, "mine", None)
+    assert fresh not in (injected, "0" * 32), "one that is not there is not adopted"

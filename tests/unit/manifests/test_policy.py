@@ -7,8 +7,11 @@ objects proves nothing.
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -336,3 +339,26 @@ def test_every_policy_has_been_seen_to_object() -> None:
 def test_an_unknown_kind_of_workload_is_not_overlooked(builds: dict[str, Objects]) -> None:
     stranger = {"kind": "SparkApplication", "metadata": {"name": "x"}, "spec": {"driver": {"containers": []}}}
     assert any("unknown kind" in violation for violation in confined([*builds["local"], stranger]))
+
+
+CREDENTIALS = re.compile(
+    r"AKIA[0-9A-Z]{16}|BEGIN [A-Z ]*PRIVATE KEY|hf_[A-Za-z0-9]{30}|gh[pousr]_[A-Za-z0-9]{36}"
+    r"|://[^/\s:@$\"'{]+:(?!\$)[^/\s@$\"'{]+@"
+)
+
+
+def test_no_tracked_file_holds_a_credential() -> None:
+    root = Path(__file__).resolve().parents[3]
+    if shutil.which("git") is None or not (root / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True)
+    found = []
+    for name in filter(None, listed.stdout.split("\0")):
+        path = root / name
+        if name == f"tests/unit/manifests/{Path(__file__).name}" or not path.is_file():  # the samples of this file
+            continue
+        content = path.read_bytes()
+        if b"\0" not in content[:8192] and CREDENTIALS.search(content.decode(errors="replace")):
+            found.append(name)
+    assert found == []
+    assert CREDENTIALS.search("postgresql://mlflow:hunter2@db/x")
