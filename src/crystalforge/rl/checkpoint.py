@@ -95,7 +95,7 @@ def _read_newest(folder: Path) -> tuple[RunState, dict[str, Tensor], dict[str, T
         problem = damage(path)
         if problem is None:
             state = RunState(**json.loads((path / "state.json").read_text()))
-            return state, *(load_file(path / name) for name in FILES[:2])
+            return state, load_file(path / "policy.safetensors"), load_file(path / "optimizer.safetensors")
         log.warning("checkpoint %s is damaged (%s): falling back to the one before", path, problem)
     return None
 
