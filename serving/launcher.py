@@ -10,20 +10,15 @@ the current official image with the same repository.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,69 +29,19 @@ from crystalforge.common.errors import InputError
 from crystalforge.integrations.triton import ClientConfig, RemoteReward
 from crystalforge.rewards.protocol import RewardUnavailable
 from serving import guard, installation
+from serving.counts import Statistics, scored_by
 from serving.installation import available
+from serving.machine import children, command_of, free_port, listens
 from serving.repository import ModelSettings, write_model
+from serving.security import ServerSecurity
 from serving.service import Limits
 from serving.watch import watch
 
 __all__ = ["ServerSecurity", "Statistics", "TritonServer", "available"]
 
-# Locked for everybody: nobody who only wants crystals scored has any business there.
-ADMINISTRATION = "model-repository,logging,trace,shared-memory"
 POLL_S = 0.2
 PROGRESS_S = 5.0
 BIND_ATTEMPTS = 3  # a port found free may be taken before the server binds it
-
-
-@dataclass(frozen=True)
-class ServerSecurity:
-    """What a client must show. Paths are PEM files.
-
-    certificate and key switch TLS on; client_ca asks clients for a certificate as well (mutual TLS). token is
-    a secret that clients send in a header with each call (`ClientConfig.token_file`).
-    """
-
-    certificate: Path | None = None
-    key: Path | None = None
-    client_ca: Path | None = None
-    token: str | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        if (self.certificate is None) != (self.key is None):
-            raise InputError("TLS needs both a certificate and its key", remedy="give both, or neither")
-        if self.client_ca is not None and self.certificate is None:
-            raise InputError("mutual TLS needs the server's own certificate", remedy="give certificate and key")
-
-    def arguments(self) -> list[str]:
-        """The server's command line options."""
-        arguments = [f"--grpc-restricted-protocol={ADMINISTRATION}:admin={secrets.token_urlsafe(32)}"]
-        if self.token is not None:
-            open_ones = "inference,health,metadata,statistics,model-config"
-            arguments.append(f"--grpc-restricted-protocol={open_ones}:crystalforge={self.token}")
-        if self.certificate is not None:
-            arguments += [
-                "--grpc-use-ssl=true",
-                f"--grpc-server-cert={self.certificate}",
-                f"--grpc-server-key={self.key}",
-            ]
-        if self.client_ca is not None:
-            arguments += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.client_ca}"]
-        return arguments
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Triton's own counts for one model since its start, probes included.
-
-    inferences: requests answered; executions: calls of the model (fewer when requests were merged); failures:
-    requests that ended in an error; structures: crystals scored, by status (from our metrics, without
-    probes).
-    """
-
-    inferences: int
-    executions: int
-    failures: int
-    structures: dict[str, int]
 
 
 class TritonServer:
@@ -204,13 +149,13 @@ class TritonServer:
     @property
     def server_pid(self) -> int | None:
         """Process id of tritonserver itself, or None when it does not run."""
-        return next(iter(_children(self._guard.pid)), None) if self._guard is not None else None
+        return next(iter(children(self._guard.pid)), None) if self._guard is not None else None
 
     @property
     def worker_pids(self) -> list[int]:
         """Process ids of the living workers (Python stubs)."""
         server = self.server_pid
-        return [pid for pid in _children(server) if "python_backend" in _command(pid)] if server else []
+        return [pid for pid in children(server) if "python_backend" in command_of(pid)] if server else []
 
     def start(self) -> None:
         """Start and wait until the server answers; InputError with the log's last errors when it does not."""
@@ -224,8 +169,8 @@ class TritonServer:
         backends = found.make_backend_folder(self.run_dir / "backends")
         fixed_ports = self._grpc_port is not None and self._metrics_port is not None
         for attempt in range(BIND_ATTEMPTS):
-            self._grpc_port = self._grpc_port or _free_port(self.address)
-            self._metrics_port = self._metrics_port or _free_port(self.address)
+            self._grpc_port = self._grpc_port or free_port(self.address)
+            self._metrics_port = self._metrics_port or free_port(self.address)
             self._launch(found, repository, backends)
             try:
                 self._wait_until_ready()
@@ -305,6 +250,10 @@ class TritonServer:
             counts = reward.statistics()
         return Statistics(**counts, structures=self.scored(name))
 
+    def scored(self, name: str) -> dict[str, int]:
+        """Crystals scored by a model since its start, by status, from the metrics endpoint."""
+        return scored_by(self.metrics_url, name)
+
     def log_tail(self, lines: int = 30) -> str:
         """The last lines of the server's log."""
         if not self.log_path.exists():
@@ -354,7 +303,7 @@ class TritonServer:
                     source=self.log_path,
                     remedy="mend what it names; the log has the whole story",
                 )
-            if _listens(self.address, self._grpc_port):
+            if listens(self.address, self._grpc_port):
                 break
             if self._closing.is_set():
                 raise InputError("the reward server was closed while it started", source=self.log_path)
@@ -397,68 +346,11 @@ class TritonServer:
         unique = list(dict.fromkeys((found or errors)[-3:]))
         return "; ".join(unique) or f"exit code {self._guard.returncode if self._guard else '?'}"
 
-    def scored(self, name: str) -> dict[str, int]:
-        """Crystals scored by a model since its start, by status, from the metrics endpoint."""
-        pattern = re.compile(r"crystalforge_structures_total\{([^}]*)\} ([0-9.e+]+)")
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.metrics_url, timeout=10) as page:
-            text = page.read().decode()
-        result: dict[str, int] = {}
-        for labels, value in pattern.findall(text):
-            pairs = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-            if pairs.get("model") == name and float(value) > 0:
-                result[pairs["status"]] = result.get(pairs["status"], 0) + int(float(value))
-        return result
-
 
 def model_name(reward: BaseModel) -> str:
     """The name under which a reward is served when none is given: its own, else its kind."""
     name = getattr(reward, "name", "") or getattr(reward, "kind", "reward")
     return re.sub(r"[^A-Za-z0-9_.-]", "_", str(name))[:64]
-
-
-def _free_port(address: str) -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
-
-
-def port_is_free(address: str, port: int) -> bool:
-    """Whether a server could listen there now."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: TIME_WAIT does not count
-        try:
-            probe.bind((address, port))
-        except OSError:
-            return False
-        return True
-
-
-def _listens(address: str, port: int | None) -> bool:
-    assert port is not None
-    with contextlib.closing(socket.socket()) as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex((address, port)) == 0
-
-
-def _children(parent: int | None) -> list[int]:
-    """Living (not zombie) child processes of `parent`, from /proc."""
-    return [pid for pid, (above, state) in _processes() if above == parent and state not in "ZX"]
-
-
-def _processes() -> Iterator[tuple[int, tuple[int, str]]]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                # "pid (name) state ppid ...", where the name may hold spaces and brackets
-                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-                yield int(entry.name), (int(parent), state)
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from crystalforge.common.errors import InputError
 from crystalforge.common.files import sha256_file, write_json
 from crystalforge.integrations.triton import RemoteReward
 from crystalforge.rewards import RewardUnavailable, parse
-from serving.launcher import TritonServer, model_name, port_is_free
+from serving.launcher import TritonServer, model_name
+from serving.machine import port_is_free
 from serving.repository import ModelSettings, fingerprint, python_path
 from serving.service import Limits
 from serving.watch import watch

@@ -74,7 +74,7 @@ class TritonPythonModel:
             answers = self._service.answer([_inputs(request) for request in requests])
             self._publish_counters()
             return [self._respond(*pair) for pair in zip(requests, answers, strict=True)]
-        except Exception as error:  # Triton would send the text to the clients
+        except BaseException as error:  # SystemExit too: Triton would send the text to the clients
             return [_failure(error)] * len(requests)
 
     def _publish_counters(self) -> None:
@@ -121,7 +121,7 @@ def _text(text: str) -> Any:
     return torch.tensor(list(text.encode()), dtype=torch.uint8).reshape(1, -1)
 
 
-def _failure(error: Exception) -> Any:
+def _failure(error: BaseException) -> Any:
     """The answer to a request that failed here: what happened is in the log, under the ticket that the client gets."""
     ticket = uuid.uuid4().hex[:8]
     pb_utils.Logger.log_error(f"[{ticket}] {''.join(traceback.format_exception(error))}")

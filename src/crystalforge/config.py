@@ -52,6 +52,11 @@ class ServiceConfig(BaseModel):
     certificate: Path | None = Field(default=None, description="PEM with this client's certificate (mutual TLS)")
     key: Path | None = Field(default=None, description="PEM with this client's key (mutual TLS)")
     token_file: Path | None = Field(default=None, description="file with the secret that the server asks for")
+    expected_version: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{64}$",
+        description="digest of the reward that the run is pinned to; none: of the first that scores for it",
+    )
 
 
 class TrackingConfig(BaseModel):

@@ -69,6 +69,9 @@ class ClientConfig(BaseModel):
     certificate: Path | None = Field(default=None, description="PEM with this client's certificate (mutual TLS)")
     key: Path | None = Field(default=None, description="PEM with this client's key (mutual TLS)")
     token_file: Path | None = Field(default=None, description="file with the secret that the server asks for")
+    connection_age_s: float = Field(
+        default=300.0, gt=0, description="seconds after which a connection is renewed: new replicas are found then"
+    )
 
     @model_validator(mode="after")
     def _pairs(self) -> ClientConfig:
@@ -279,19 +282,25 @@ class RemoteReward:
             )
 
     def _client(self) -> triton.InferenceServerClient:
-        """This thread's connection."""
+        """This thread's connection. An old one is given up: the name is looked up anew, and shows replicas that came
+        since (round robin goes over all addresses that the name had when the connection was made)."""
         client = getattr(self._thread, "client", None)
+        if client is not None and time.monotonic() - self._thread.since > self.config.connection_age_s:
+            self._drop_client()
+            client = None
         if client is None:
             client = _connect(self.url, self.config)
-            self._thread.client = client
+            self._thread.client, self._thread.since = client, time.monotonic()
             with self._lock:
                 self._open.append(client)
         return client
 
     def _drop_client(self) -> None:
         """Forget this thread's connection: a new one does not inherit gRPC's growing pauses."""
-        client, self._thread.client = self._client(), None
+        client, self._thread.client = getattr(self._thread, "client", None), None
         with self._lock:
+            if client not in self._open:  # closed by `close` meanwhile
+                return
             self._open.remove(client)
         client.close()
 
