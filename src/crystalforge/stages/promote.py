@@ -4,8 +4,8 @@ Gates, each a sentence in the version's tags:
 - *comparable*: judged by the same protocol and the same reward version as the model in production;
 - *discovery*: with 95 % confidence the share of S.U.N. crystals is not lower than the reference's by more than a margin
   (a non-inferiority test: too few samples fail it);
-- *held-out potential*: where a second potential judged the crystals, it does not contradict the gain that the reward's
-  own potential sees;
+- *held-out potential*: where other potentials judged the crystals, none contradicts the gain that the reward's own
+  potential sees;
 - *uniqueness*: the lower end of the interval is above a floor.
 The reference is the model in production; without one, the base model of the candidate's own evaluation.
 """
@@ -25,6 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from crystalforge.common.errors import InputError
 from crystalforge.evaluation import statistics
+from crystalforge.evaluation.config import MOST_HELD_OUT
+from crystalforge.evaluation.parts import held_out_prefix
 from crystalforge.evaluation.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -100,19 +102,28 @@ def judge(candidate: Judged, reference: Judged | None, gates: PromotionGates) ->
 
 
 def _held_out(candidate: Judged, reference: Judged) -> Gate:
-    """E_hull by the held-out potential must not be higher for sure, nor fall where the reward's own clearly rises."""
-    name = "held-out potential"
-    figures = [model.figure("mean_held_out_e_above_hull") for model in (reference, candidate)]
+    """What every held-out potential that judged both says; one that contradicts is enough."""
+    metrics = (f"mean_{held_out_prefix(number)}e_above_hull" for number in range(MOST_HELD_OUT))
+    found = [opinion for metric in metrics if (opinion := _opinion(candidate, reference, metric)) is not None]
+    if not found:
+        return Gate("held-out potential", True, "not measured")
+    return Gate("held-out potential", all(passed for passed, _ in found), "; ".join(why for _, why in found))
+
+
+def _opinion(candidate: Judged, reference: Judged, metric: str) -> tuple[bool, str] | None:
+    """E_hull by a held-out potential must not be higher for sure, nor stand still where the reward's own clearly falls;
+    None where it was not measured."""
+    figures = [model.figure(metric) for model in (reference, candidate)]
     if any(math.isnan(figure.value) for figure in figures):
-        return Gate(name, True, "not measured")
+        return None
     held_out = statistics.difference(*figures)
     own = statistics.difference(*(model.figure("mean_e_above_hull") for model in (reference, candidate)))
     said = f"mean E_hull {_energy(held_out)} against {reference.name}, by the reward's own potential {_energy(own)}"
     if held_out.low > 0:
-        return Gate(name, False, f"higher with 95 % confidence: {said}")
+        return False, f"higher with 95 % confidence: {said}"
     if own.high < 0 <= held_out.value:
-        return Gate(name, False, f"does not see the gain: {said}")
-    return Gate(name, True, f"agrees: {said}")
+        return False, f"does not see the gain: {said}"
+    return True, f"agrees: {said}"
 
 
 def promote(

@@ -87,6 +87,11 @@ def test_a_held_out_potential_that_contradicts_closes_the_gate() -> None:
     assert verdicts(judged(metrics(90, 380, 0.10, held_out=0.30)), reference)[gate] is False, "clearly worse"
     assert verdicts(judged(metrics(90, 380, 0.10, held_out=0.205)), reference)[gate] is False, "sees no gain at all"
     assert verdicts(judged(metrics(90, 380, 0.10)), reference)[gate] is True, "not measured"
+    second = metrics(90, 380, 0.10, held_out=0.30)["mean_held_out_e_above_hull"]
+    before = metrics(40, 380, 0.20, held_out=0.20)["mean_held_out_e_above_hull"]
+    both = judged(metrics(90, 380, 0.10, held_out=0.12) | {"mean_held_out_2_e_above_hull": second})
+    reference = judged(dict(reference.metrics) | {"mean_held_out_2_e_above_hull": before})
+    assert verdicts(both, reference)[gate] is False, "one of two contradicts"
 
 
 def test_what_was_judged_otherwise_is_no_comparison() -> None:
