@@ -106,6 +106,9 @@ class DielectricJudge:
             found[(found == Status.OK) & ~((constant >= low) & (constant <= high))] = Status.OUT_OF_BOUNDS
             status = np.where(status == Status.OK, found, status).astype(np.int32)
             answers.append(constant)
+        if config.even_electrons:
+            odd = np.array([crystal.numbers.sum() % 2 == 1 for crystal in crystals], dtype=bool)
+            status[(status == Status.OK) & odd] = Status.EXCLUDED
         mean, spread = np.mean(answers, axis=0), np.std(answers, axis=0)
         cautious = np.maximum(mean - config.k * spread, 0.0)
         return Judgement(

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 LONGEST_STEPS = 200  # of a relaxation; what is reached then is kept, and said not to have converged
 FMAX = 0.1  # eV/Å
+ENERGIES = ("e_above_hull", "held_out_e_above_hull")  # eV/atom: the reward's, else the held-out judge's
 VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")  # order of six outputs: a dielectric tensor, of which the mean eigenvalue
 
 
@@ -49,7 +50,9 @@ class ExportSettings(BaseModel):
     number: int = Field(default=100, ge=1, description="crystals at most")
     per_composition: int = Field(default=1, ge=1, description="of one reduced composition at most")
     per_system: int = Field(default=5, ge=1, description="of one set of elements at most")
-    max_e_above_hull: float | None = Field(default=None, description="eV/atom; needs such a column. None: any")
+    max_e_above_hull: float | None = Field(
+        default=None, description="eV/atom, of the reward or the held-out judge. None: any"
+    )
     teacher: str | None = Field(default=None, description="judge whose answer is the label; None: the mean of all")
 
 
@@ -150,7 +153,8 @@ def _candidates(
     from crystalforge.crystal import Crystal
     from crystalforge.rewards.protocol import Status
 
-    wanted = [*columns, *(["e_above_hull"] if settings.max_e_above_hull is not None else [])]
+    energy = next((name for name in ENERGIES if name in rows.column_names), ENERGIES[0])
+    wanted = [*columns, *([energy] if settings.max_e_above_hull is not None else [])]
     if missing := [name for name in wanted if name not in rows.column_names]:
         raise InputError(
             f"has no column {', '.join(missing)}", source=source, remedy=f"it has {', '.join(rows.column_names)}"
@@ -161,7 +165,7 @@ def _candidates(
     if "unique" in rows.column_names:
         mask &= rows["unique"].to_numpy().astype(bool)
     if settings.max_e_above_hull is not None:
-        mask &= rows["e_above_hull"].to_numpy() <= settings.max_e_above_hull
+        mask &= rows[energy].to_numpy() <= settings.max_e_above_hull
     if moved:
         mask &= np.array([bool(values) for values in rows["relaxed_lattice"].to_pylist()])
     found = rows.filter(mask)

@@ -172,6 +172,16 @@ def test_a_committee_is_believed_as_far_as_it_agrees():
     assert scores.components["dielectric_constant"][:2].tolist() == [6.0, 5.0]
 
 
+def test_a_cell_with_an_odd_electron_is_no_insulator():
+    """Strontium fluoride as rock salt has 38 + 9 electrons: a model without that count may give it a gap."""
+    source = {"kind": "descriptor", "quantity": "n_atoms"}
+    salt = GOLDEN["NaCl"]
+    crystals = [salt, Crystal.of(salt.lattice, [38, 9], salt.frac)]
+    wish = {"kind": "dielectric", "tensor": source, "gap": source, "even_electrons": True}
+    assert build(parse(wish)).score(crystals).status.tolist() == [Status.OK, Status.EXCLUDED]
+    assert build(parse(wish | {"even_electrons": False})).score(crystals).values.tolist() == [4.0, 4.0]
+
+
 def test_the_mean_eigenvalue_does_not_depend_on_the_frame():
     rng = np.random.default_rng(0)
     matrix = rng.normal(size=(3, 3))
