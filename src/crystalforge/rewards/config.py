@@ -198,8 +198,8 @@ class DielectricReward(_Reward):
     gap: PropertySource = Field(description="model of the band gap, eV; negative gaps count as 0")
     even_electrons: bool = Field(
         default=False,
-        description="shut out cells with an odd number of electrons, which no model of the gap counts: filled bands hold "
-        "two per primitive cell, so without magnetism these are metals -> EXCLUDED",
+        description="shut out cells with an odd number of electrons, which no model of the gap counts: a filled band "
+        "holds two per primitive cell, so without magnetism these are metals -> EXCLUDED",
     )
     constant_bounds: tuple[float, float] = Field(
         default=(1.0, 100.0), description="physical constants -> OUT_OF_BOUNDS"
