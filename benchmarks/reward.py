@@ -8,7 +8,8 @@ Prints JSON: structures_per_s over gRPC with all workers, in_process_per_s on on
 over gRPC against the same code in process, same chunks: time of the one over time of the other, minus 1), and how the
 rate scales with the crystals in a request and with the number of workers. Each figure is the best of the repeats;
 those of the service and of the process alternate, so that a busy machine disturbs both alike. service_overhead_cpu is
-the same ratio in processor time (client, server and worker together), which other people's load hardly touches.
+the same ratio in processor time (client, server and worker together), which other people's load hardly touches; so do
+cpu_s_per_structure and its reciprocal per_cpu_second.
 """
 
 from __future__ import annotations
@@ -73,6 +74,10 @@ def measure(config: Any, crystals: list[Crystal], instances: int, repeats: int) 
         "in_process_per_s": len(crystals) / local,
         "service_overhead": served / local - 1,
         "service_overhead_cpu": served_cpu / local_cpu - 1,
+        "cpu_s_per_structure": {
+            "in_process": local_cpu / len(crystals),
+            "service": served_cpu / len(crystals),  # client, server and worker together
+        },
         "per_cpu_second": {"in_process": len(crystals) / local_cpu, "service": len(crystals) / served_cpu},
         "per_s_by_request_size": batches,
         "per_s_by_workers": processes,

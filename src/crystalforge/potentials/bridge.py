@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
 
 from crystalforge.crystal import Crystal
-from crystalforge.potentials.base import Potential
+from crystalforge.potentials.base import Prediction
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -44,7 +45,16 @@ def voigt_to_full(stress: Float64[np.ndarray, "B 6"]) -> Float64[np.ndarray, "B 
     return full
 
 
-def calculator(potential: Potential) -> Calculator:
+@runtime_checkable
+class Predicts(Protocol):
+    """The part of `Potential` that a calculator needs."""
+
+    def predict(self, crystals: Sequence[Crystal], *, forces: bool = False, stress: bool = False) -> Prediction:
+        """See `Potential.predict`."""
+        ...
+
+
+def calculator(potential: Predicts) -> Calculator:
     """An ASE calculator (energy in eV, forces in eV/Å, stress in eV/Å^3) on top of a potential.
 
     It raises CalculatorError when the potential has no answer for the atoms.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,37 @@ def test_relaxation_finds_the_lattice_constant(chgnet):
     assert "Z = 95" in str(done.problems[1])
     assert done.crystals[1] is broken
     assert np.isnan(done.energy[1])
+
+
+def test_relaxing_together_is_relaxing_alone_in_fewer_calls(chgnet, monkeypatch):
+    crystals = [*example_crystals(), Crystal.of(SALT.lattice, [95, 17], SALT.frac)]
+    batches: list[int] = []
+    predict = chgnet.predict
+    monkeypatch.setattr(
+        chgnet, "predict", lambda crystals, **wanted: batches.append(len(crystals)) or predict(crystals, **wanted)
+    )
+    together = relax(chgnet, crystals, fmax=0.05, steps=8)
+    assert batches[0] == 4
+    assert len(batches) <= 10  # steps, the first forces and the last energies; not one call per crystal and step
+    for row, crystal in enumerate(crystals):
+        alone = relax(chgnet, [crystal], fmax=0.05, steps=8)
+        assert together.steps[row] == alone.steps[0]
+        assert together.converged[row] == alone.converged[0]
+        np.testing.assert_allclose(together.energy[row], alone.energy[0], atol=1e-4)
+        np.testing.assert_allclose(together.crystals[row].lattice, alone.crystals[0].lattice, atol=1e-3)
+    again = relax(chgnet, crystals, fmax=0.05, steps=8)
+    assert again.energy.tobytes() == together.energy.tobytes()  # timing decides nothing
+
+
+def test_a_potential_that_cannot_relax_says_so_and_nothing_hangs(chgnet, monkeypatch):
+    def refuse(crystals, **wanted):
+        raise InputError("has neither forces nor stress")
+
+    monkeypatch.setattr(chgnet, "predict", refuse)
+    threads = threading.active_count()
+    with pytest.raises(InputError, match="neither forces nor stress"):
+        relax(chgnet, example_crystals())
+    assert threading.active_count() == threads
 
 
 def test_relaxation_can_keep_the_symmetry(chgnet):
