@@ -504,10 +504,13 @@ def export_training_set(
     per_composition: Annotated[int, typer.Option(min=1, help="Of one composition at most.")] = 1,
     per_system: Annotated[int, typer.Option(min=1, help="Of one set of elements at most.")] = 5,
     max_e_above_hull: Annotated[float | None, typer.Option(help="eV/atom; none: any.")] = None,
+    at_least: Annotated[
+        list[str] | None, typer.Option(help="column=value: leave out rows below, such as band_gap=0.5. Repeatable.")
+    ] = None,
 ) -> None:
     """Crystals that judges disagree on most, relaxed and labelled: extra rows for train-predictor."""
     from crystalforge.stages.evaluate import named_paths
-    from crystalforge.stages.export import ExportSettings
+    from crystalforge.stages.export import ExportSettings, limits
     from crystalforge.stages.export import export_training_set as execute
 
     settings = ExportSettings(
@@ -516,6 +519,7 @@ def export_training_set(
         per_composition=per_composition,
         per_system=per_system,
         max_e_above_hull=max_e_above_hull,
+        at_least=limits(at_least or []),
         teacher=teacher,
     )
     predictors = dict(named_paths(predictor or [], "--predictor"))

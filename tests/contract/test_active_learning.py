@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from crystalforge.cli import app
 from crystalforge.common.errors import InputError
 from crystalforge.crystal import Crystal
-from crystalforge.stages.export import ExportSettings, export_training_set, pick
+from crystalforge.stages.export import ExportSettings, export_training_set, limits, pick
 
 pytest.importorskip("matgl")
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "active-learning.md"
@@ -123,6 +123,12 @@ def test_judges_may_be_columns_and_one_may_teach(walked: tuple[Path, list[dict]]
     assert not any(row["relaxed"] for row in rows)
     spread = [row["disagreement"] for row in rows]
     assert spread == sorted(spread, reverse=True)
+    least = sorted(row["e"] for row in rows)[1]
+    some = export_training_set(
+        table, tmp_path / "some.parquet", settings.model_copy(update={"at_least": {"e_above_hull": least}}),
+        predictors={"m": model}, columns=["e_above_hull"],
+    )  # fmt: skip
+    assert some["candidates"] == record["candidates"] - 1
     for options, problem in (
         ({"columns": ["nonsense", "e_above_hull"], "predictors": {}}, "has no column nonsense"),
         ({"columns": ["e_above_hull"], "predictors": {}}, "judges: e_above_hull"),
@@ -158,6 +164,12 @@ def test_an_interrupted_relaxation_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert [crystal.volume for crystal in found if crystal] == [crystal.volume for crystal in crystals]
     assert converged.all()
     assert len(calls) == 4, "the first one was not relaxed again"
+
+
+def test_limits_are_columns_and_numbers() -> None:
+    assert limits(["band_gap=0.5", "n_atoms=2"]) == {"band_gap": 0.5, "n_atoms": 2.0}
+    with pytest.raises(InputError, match="'band_gap' is not of the form"):
+        limits(["band_gap"])
 
 
 def test_no_composition_and_no_system_is_taken_too_often() -> None:

@@ -1,7 +1,7 @@
 """Crystals that a run wrote and that several judges disagree on -> a training set for their successors.
 
 1. Candidates: rows of an evaluation's table that were scored, of valid structure, the first of their kind, and (where
-   asked for) not far above the hull.
+   asked for) not far above the hull, and not below given values of given columns.
 2. Judges: columns of the table, property predictors, or both. Their disagreement on a crystal is the population
    standard deviation of their answers: query by committee (Seung, Opper & Sompolinsky 1992).
 3. The most disputed are taken greedily, at most so many of one composition and of one chemical system: ten variants of
@@ -52,6 +52,9 @@ class ExportSettings(BaseModel):
     per_system: int = Field(default=5, ge=1, description="of one set of elements at most")
     max_e_above_hull: float | None = Field(
         default=None, description="eV/atom, of the reward or the held-out judge. None: any"
+    )
+    at_least: dict[str, float] = Field(
+        default={}, description="least value by column: a gap of 0.5 eV leaves out metals"
     )
     teacher: str | None = Field(default=None, description="judge whose answer is the label; None: the mean of all")
 
@@ -123,6 +126,22 @@ def export_training_set(
     }
 
 
+def limits(values: Sequence[str]) -> dict[str, float]:
+    """`column=value` texts as a dictionary; InputError for anything else.
+
+    >>> limits(["band_gap=0.5"])
+    {'band_gap': 0.5}
+    """
+    found = {}
+    for value in values:
+        name, _, number = value.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise InputError(f"{value!r} is not of the form column=number", remedy="such as band_gap=0.5") from None
+    return found
+
+
 def pick(
     compositions: Sequence[Mapping[str, int]], disagreement: Float64[np.ndarray, " n"], settings: ExportSettings
 ) -> np.ndarray:
@@ -154,7 +173,7 @@ def _candidates(
     from crystalforge.rewards.protocol import Status
 
     energy = next((name for name in ENERGIES if name in rows.column_names), ENERGIES[0])
-    wanted = [*columns, *([energy] if settings.max_e_above_hull is not None else [])]
+    wanted = [*columns, *settings.at_least, *([energy] if settings.max_e_above_hull is not None else [])]
     if missing := [name for name in wanted if name not in rows.column_names]:
         raise InputError(
             f"has no column {', '.join(missing)}", source=source, remedy=f"it has {', '.join(rows.column_names)}"
@@ -166,6 +185,8 @@ def _candidates(
         mask &= rows["unique"].to_numpy().astype(bool)
     if settings.max_e_above_hull is not None:
         mask &= rows[energy].to_numpy() <= settings.max_e_above_hull
+    for name, least in settings.at_least.items():
+        mask &= rows[name].to_numpy() >= least
     if moved:
         mask &= np.array([bool(values) for values in rows["relaxed_lattice"].to_pylist()])
     found = rows.filter(mask)
