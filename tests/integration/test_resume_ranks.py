@@ -24,6 +24,7 @@ from crystalforge.model.parity import fixture_tokens, load_fixture
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 FIXTURE = Path(__file__).parents[1] / "parity" / "model_tiny.npz"
+pytestmark = pytest.mark.timeout(1200)  # a minute; on a machine full of other work, processes wait for one another
 STEPS = {"pretrain": 28, "finetune": 14}
 # Gradients summed in another order, carried through the run by Adam at 1e-2 and 5e-3; weights are of order 0.1.
 CHANGED_RANKS = 2e-4
@@ -47,7 +48,7 @@ def jobs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         # Without this folder on the path: one of its neighbours is named like a package.
         [sys.executable, "-P", str(WORKER), kind, str(source), str(folder)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        capture_output=True, text=True, timeout=570,
+        capture_output=True, text=True, timeout=1100,
     )  # fmt: skip
     assert worker.returncode == 0, worker.stderr
     kills = [json.loads(line) for line in worker.stdout.splitlines() if line.startswith("{")]

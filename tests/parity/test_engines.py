@@ -20,6 +20,7 @@ from crystalforge.model.parity import fixture_tokens, load_fixture
 
 pytest.importorskip("deepspeed", reason="pip install 'crystalforge[training]' brings DeepSpeed")
 
+pytestmark = pytest.mark.timeout(1200)  # a minute; on a machine full of other work, processes wait for one another
 WORKER = Path(__file__).with_name("engine_worker.py")
 FIXTURE = Path(__file__).with_name("model_tiny.npz")
 STEPS = 20
@@ -51,7 +52,7 @@ def courses(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Cou
     worker = subprocess.run(
         [sys.executable, str(WORKER), str(folder / "store"), str(folder)],
         env=environment | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        capture_output=True, text=True, timeout=500,
+        capture_output=True, text=True, timeout=1100,
     )  # fmt: skip
     assert worker.returncode == 0, worker.stderr
     return {
