@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from crystalforge.common.errors import InputError
-from crystalforge.config import Config, from_sections
+from crystalforge.config import Config, from_sections, load
 from crystalforge.evaluation.statistics import Estimate
 from crystalforge.stages.recipes import CHECKOUT, find_recipe
 from crystalforge.stages.study import study, variants, write_table
@@ -84,6 +84,12 @@ def test_a_figure_that_was_not_measured_leaves_its_cell_empty(tmp_path: Path) ->
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert lines[2:] == ["| a | 0.100 [0.050, 0.150] | 25.0 [20.0, 30.0] |", "| b |  |  |"]
     assert (tmp_path / "table.csv").read_text().splitlines()[2] == "b,,,,,,,"
+
+
+@pytest.mark.parametrize("file", sorted(CHECKOUT.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_recipe_is_a_valid_configuration(file: Path) -> None:
+    config = load(file)
+    assert len(list(variants(config))) == sum(len(variant.seeds) for variant in config.study)
 
 
 def test_recipes_are_found_by_name_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
