@@ -17,7 +17,7 @@ def train_predictor(
     parity: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Train and register a predictor. `data_version` (a DVC revision) only takes part in the cache key."""
+    """Train and register a predictor from the table of the version that DVC's hash `data_version` names."""
     from crystalforge.stages.component import execute
 
     execute(
@@ -29,6 +29,7 @@ def train_predictor(
             "register": register_config,
             "tracking": tracking_config,
         },
+        options={"data_version": data_version},
         outputs=model.path,
         metadata=[model.metadata, metrics.metadata],
         files={"parity.html": parity.path},

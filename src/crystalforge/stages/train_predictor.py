@@ -19,11 +19,12 @@ COLUMNS = 3  # of the parity plot's grid
 DIAGONAL = ("eps_xx", "eps_yy", "eps_zz")  # targets whose mean is the dielectric constant
 
 
-def train_predictor(config: Config, out: Path) -> dict[str, Any]:
+def train_predictor(config: Config, out: Path, data_version: str | None = None) -> dict[str, Any]:
     """Train what `config.predictor` describes; leaves `predictor/model`, `predictor/parity.csv` and `parity.html`.
 
     Returns the stage's record: its metrics are the errors per split and target, and the registered version where runs
-    are tracked. Raises InputError when there is no predictor section, or its table is unusable.
+    are tracked. data_version: as for `ingest`, of the table. Raises InputError when there is no predictor section, or
+    its table is unusable.
     """
     if config.predictor is None:
         raise InputError("there is no predictor section", source="params", remedy="give --set predictor.data=TABLE")
@@ -31,7 +32,12 @@ def train_predictor(config: Config, out: Path) -> dict[str, Any]:
     for table in (settings.data, *settings.extra):
         if not table.is_file():
             raise InputError("no such file", source=table, remedy="give a parquet or CSV with predictor.data")
+    if data_version is None:
+        from crystalforge.integrations import dvc
+
+        data_version = dvc.data_version(str(settings.data))
     options: dict[str, Any] = {"data": sha256_file(settings.data)}
+    lineage = {"data_hash": options["data"]} | ({"data_version": data_version} if data_version else {})
     if settings.extra:
         options["extra"] = [sha256_file(table) for table in settings.extra]
     if settings.initial is not None:
@@ -53,7 +59,7 @@ def train_predictor(config: Config, out: Path) -> dict[str, Any]:
                 from crystalforge.integrations.mlflow import register_files
 
                 name = config.register_.predictor
-                tags = {"model_hash": content, "data_hash": options["data"], "training_run_id": stage.run.run_id}
+                tags = lineage | {"model_hash": content, "training_run_id": stage.run.run_id}
                 version, uri = register_files(
                     stage.run,
                     result.model_dir,
@@ -64,7 +70,7 @@ def train_predictor(config: Config, out: Path) -> dict[str, Any]:
                 )
                 outcome |= {"name": name, "version": version, "uri": uri}
             write_json(out / "registered.json", outcome)
-            stage.finish(content, outcome)
+            stage.finish(content, outcome, lineage)
     return stage.outcome
 
 
