@@ -164,6 +164,8 @@ def main(kind: str, source: Path, out: Path, chance: random.Random) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    import torch._dynamo  # which every first step of an optimiser imports, for a second and more
+
     kind, source, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     if kind == "finetune":  # all tables are loaded before the first fork
         to_crystals(sample(load_model(source).model, np.full(4, 225), seed=0).tokens, primitive=True)
