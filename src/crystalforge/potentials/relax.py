@@ -8,6 +8,7 @@ older networks is among them, and its releases after 0.3 need Python 3.12.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def relax(
             if fix_symmetry:
                 atoms.set_constraint(FixSymmetry(atoms, symprec=0.01))
             target: Any = atoms if fix_cell else FrechetCellFilter(atoms)
-            optimizer = FIRE(target, logfile=None, maxstep=LARGEST_STEP)
+            optimizer = FIRE(target, logfile=os.devnull, maxstep=LARGEST_STEP)
             converged[row] = bool(optimizer.run(fmax=fmax, steps=steps))
             made[row] = optimizer.nsteps
             energy[row] = float(atoms.get_potential_energy())
