@@ -93,7 +93,8 @@ def test_damaged_checkpoints_were_passed_over_with_a_message(jobs: Jobs) -> None
     for kill in damaged:
         assert kill["checkpoint"] is not None
         lines = [line for line in log.splitlines() if str(kill["checkpoint"]) in line and "damaged" in line]
-        assert len(lines) == 1, "one message, by the first rank"
+        # By the first rank of each session that meets it: one killed early leaves it to the next.
+        assert 1 <= len(lines) <= len(jobs.kills) - jobs.kills.index(kill)
 
 
 @pytest.mark.parametrize("name", ["fewer", "more"])
