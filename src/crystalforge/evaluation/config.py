@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -29,6 +29,15 @@ class RelaxSettings(BaseModel):
     steps: int = Field(default=200, ge=1, description="steps of FIRE at most; what is reached then is judged")
     fmax: float = Field(default=0.1, gt=0, description="eV/Å at which a relaxation ends")
     piece: int = Field(default=4, ge=1, description="crystals relaxed between two writes: what an interruption loses")
+
+
+class CoverageSettings(BaseModel):
+    """Comparison of generated with real crystals as sets: coverage and property distances, as CDVAE has them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: Literal["train", "val", "test"] = Field(default="test", description="the real crystals: a split of the data")
+    crystals: int = Field(default=500, ge=1, description="at most so many of each side, chosen by the seed")
 
 
 class EvaluateConfig(BaseModel):
@@ -58,6 +67,7 @@ class EvaluateConfig(BaseModel):
         description="rewards that nothing was trained on, each with its own potential and hull: second opinions",
     )
     relax: RelaxSettings | None = Field(default=None, description="relax the crystals as well; None: do not")
+    coverage: CoverageSettings | None = Field(default=None, description="compare with real crystals as sets; None: no")
     reference: Path | None = Field(
         default=None,
         description="known crystals that novelty is measured against: output of `ingest`, all its splits; None: the "

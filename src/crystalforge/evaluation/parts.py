@@ -69,7 +69,7 @@ class Parts:
         def make(first: int, count: int) -> pa.Table:
             return score(self.source.draw(first, count), reward, lineage=self.lineage)
 
-        return self._pieces(folder, len(self.source), self.chunk, make, tick, "score")
+        return pieces(folder, len(self.source), self.chunk, make, tick, "score")
 
     def opinion(self, judge: Reward, table: pa.Table, tick: Tick) -> pa.Table:
         """A further judge's answers for the samples in `table`; columns without a prefix."""
@@ -77,7 +77,7 @@ class Parts:
         def make(first: int, count: int) -> pa.Table:
             return pa.table(judged_by(judge, crystals_of(table.slice(first, count))))
 
-        return self._pieces(self.folder / f"held-out-{_short(judge)}", len(table), self.chunk, make, tick, "held out")
+        return pieces(self.folder / f"held-out-{_short(judge)}", len(table), self.chunk, make, tick, "held out")
 
     def relaxed(
         self, relaxer: Relaxer, judges: Mapping[str, Reward], table: pa.Table, rows: Int64[np.ndarray, " k"],
@@ -93,35 +93,35 @@ class Parts:
         def move(first: int, count: int) -> pa.Table:
             return relaxed_table(relaxer, crystals_of(chosen.slice(first, count)))
 
-        found = self._pieces(folder, len(rows), piece, move, tick, "relax")
+        found = pieces(folder, len(rows), piece, move, tick, "relax")
         after = relaxed_crystals(chosen.column("atomic_numbers").to_pylist(), found)
         for prefix, judge in judges.items():
 
             def ask(first: int, count: int, judge: Reward = judge) -> pa.Table:
                 return pa.table(judged_by(judge, after[first : first + count]))
 
-            said = self._pieces(folder / f"judged-{_short(judge)}", len(rows), self.chunk, ask, lambda *_: None, "")
+            said = pieces(folder / f"judged-{_short(judge)}", len(rows), self.chunk, ask, lambda *_: None, "")
             for name in said.column_names:
                 found = found.append_column(f"relaxed_{prefix}{name}", said.column(name))
         return found
 
-    def _pieces(
-        self, folder: Path, size: int, step: int, make: Callable[[int, int], pa.Table], tick: Tick, what: str
-    ) -> pa.Table:
-        parts = []
-        for first in range(0, size, step):
-            count = min(step, size - first)
-            file = folder / f"{first:08d}.parquet"
-            part = _read(file, count)
-            if part is None:
-                made = make(first, count)
-                assert len(made) == count, "a source must give as many samples as asked for"
-                with atomic_file(file) as temporary:
-                    pq.write_table(made, temporary)
-                part = pq.read_table(file)  # so that a resumed evaluation has the very same columns
-            parts.append(part)
-            tick(count, what)
-        return pa.concat_tables(parts, promote_options="default") if parts else make(0, 0)
+
+def pieces(folder: Path, size: int, step: int, make: Callable[[int, int], pa.Table], tick: Tick, what: str) -> pa.Table:
+    """The rows that `make(first, count)` gives for 0..size-1, `step` at a time, each piece a file in `folder`."""
+    parts = []
+    for first in range(0, size, step):
+        count = min(step, size - first)
+        file = folder / f"{first:08d}.parquet"
+        part = _read(file, count)
+        if part is None:
+            made = make(first, count)
+            assert len(made) == count, "a source must give as many samples as asked for"
+            with atomic_file(file) as temporary:
+                pq.write_table(made, temporary)
+            part = pq.read_table(file)  # so that a resumed evaluation has the very same columns
+        parts.append(part)
+        tick(count, what)
+    return pa.concat_tables(parts, promote_options="default") if parts else make(0, 0)
 
 
 def scattered(part: pa.Table, rows: Int64[np.ndarray, " k"], size: int) -> pa.Table:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float64
 
     from crystalforge.config import Config
+    from crystalforge.crystal import Crystal
     from crystalforge.data.store import TokenStore
     from crystalforge.evaluation.reference import Reference
     from crystalforge.evaluation.samples import Source
@@ -84,9 +85,10 @@ def evaluate(
     with Stage("evaluate", config, out, sections=sections, inputs=inputs, options=options) as stage:
         if stage.finished is None:
             from crystalforge.data.store import TokenStore
-            from crystalforge.evaluation.metrics import evaluate_samples
+            from crystalforge.evaluation.metrics import CHUNKS, evaluate_samples
             from crystalforge.evaluation.relaxing import PotentialRelaxer
             from crystalforge.evaluation.report.write import write_report
+            from crystalforge.evaluation.sets import set_metrics
             from crystalforge.evaluation.summary import summarise
             from crystalforge.rewards import build
             from crystalforge.rl.rollout import weights_within
@@ -112,7 +114,12 @@ def evaluate(
                 judges = {"reward": reward, **{f"held-out {k}": judge for k, judge in enumerate(held_out, start=1)}}
                 metadata = _metadata(config, store, judges, entries, known)
                 judged_by = reward_lineage(reward.version)
-            summary = summarise(table)
+                summary = summarise(table)
+                if settings.coverage is not None:
+                    real = _real_crystals(store, settings.coverage.split)
+                    summary["coverage"] = set_metrics(
+                        table, real, reward, crystals=settings.coverage.crystals, out=out / CHUNKS
+                    )
             write_json(out / SUMMARY, summary)
             histories = _histories(entries)
             write_json(out / HISTORIES, histories)
@@ -199,6 +206,13 @@ def _reference(config: Config, store: TokenStore, first: Entry) -> Reference:
         reference = Reference.from_store(TokenStore.open(config.evaluate.reference / "store"), ["all"])
     remembered = None if first.samples else training_fingerprints(first.model, store.manifest.get("data_hash"))
     return reference if remembered is None else reference.remembering(remembered)
+
+
+def _real_crystals(store: TokenStore, split: str) -> list[Crystal]:
+    from crystalforge.crystal.convert import to_crystals
+
+    found = to_crystals(store.tokens(store.split(split)), primitive=True)
+    return [crystal for crystal in found if crystal is not None]
 
 
 def _histories(entries: Sequence[Entry]) -> dict[str, list[dict[str, Any]]]:

@@ -24,6 +24,7 @@ SECTIONS = {
         "samples": 12,
         "chunk": 8,
         "nearest": False,
+        "coverage": {"crystals": 6},
         "held_out": [{"kind": "property", "source": {"kind": "descriptor", "quantity": "volume_per_atom"}}],
     },
     "tracking": {"enabled": False},
@@ -61,6 +62,10 @@ def test_models_seeds_and_files_side_by_side(trained: Path, tmp_path: Path) -> N
     assert set(json.loads((tmp_path / "a" / "histories.json").read_text())) == {
         "pretrain", "finetune ppo", "finetune ppo 2",
     }  # fmt: skip
+    assert set(summary["coverage"]) == {"base", "ppo", "bare"}
+    assert summary["coverage"]["base"]["cov_precision"]["n"] == 6
+    assert summary["coverage"]["base"]["wdist_density"]["value"] > 0
+    assert "Beside real crystals" in (tmp_path / "a" / "report.html").read_text()
     table = pq.read_table(tmp_path / "a" / "crystals.parquet")
     assert {"held_out_reward", "held_out_status"} <= set(table.column_names)
     assert evaluate(configured(), trained / "data", trained / "base", None, tmp_path / "a", models=models) == record

@@ -118,6 +118,46 @@ def opinions(table: pa.Table, *, prefix: str = "held_out_") -> str:
     )
 
 
+COVERAGE = {
+    "cov_recall": ("COV-R: real crystals with a generated one near by", "%"),
+    "cov_precision": ("COV-P: generated crystals with a real one near by", "%"),
+    "wdist_density": ("Wasserstein distance of densities", "g/cm³"),
+    "wdist_n_elements": ("… of the number of elements", ""),
+    "wdist_energy_per_atom": ("… of energies", "eV/atom"),
+}
+
+
+def coverage(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Each model's crystals beside real ones as sets, from what `sets.set_metrics` gave; "" for nothing."""
+    names = [name for name in COVERAGE if any(name in figures for figures in found.values())]
+    if not names:
+        return ""
+    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in found)
+    lines = ""
+    for name in names:
+        caption, unit = COVERAGE[name]
+        cells = ""
+        for label, figures in found.items():
+            cells += f'<td data-label="{escape(label)}"><span>{_estimate(figures.get(name), unit)}</span></td>'
+        small = f" <small>({unit})</small>" if unit not in ("", "%") else ""
+        lines += f'<tr><th scope="row">{caption}{small}</th>{cells}</tr>'
+    return (
+        "<p>Compared as sets with real crystals that were held back from training, after CDVAE. Near by: similar in "
+        "the atoms' surroundings and in composition.</p>"
+        '<div class="scroll"><table class="headline stack"><thead><tr><th scope="col">95 % intervals below</th>'
+        f"{head}</tr></thead><tbody>{lines}</tbody></table></div>"
+    )
+
+
+def _estimate(figure: Mapping[str, Any] | None, unit: str) -> str:
+    if figure is None or figure["value"] is None:
+        return "–"
+    if unit == "%":
+        low, high = (f"{100 * figure[end]:.1f}" for end in ("low", "high"))
+        return f"<b>{percent(figure['value'])}</b><small>{low} to {high}</small>"
+    return f"<b>{figure['value']:.3f}</b><small>{figure['low']:.3f} to {figure['high']:.3f}</small>"
+
+
 def _looks(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     names = [name for name in SEEN if name in first or name in last]
     if not names:

@@ -230,6 +230,9 @@ def _blocks(
     if "figure-spacegroups" in drawn:
         shares = sections.spacegroups(table)
         blocks.append(("symmetry", "Symmetry", place("figure-systems") + shares + place("figure-spacegroups")))
+    sets = sections.coverage(summary.get("coverage", {}))
+    if sets:
+        blocks.append(("coverage", "Beside real crystals", sets))
     blocks.append(("candidates-list", "Candidates", CANDIDATE_LIST))
     blocks.append(("scoring", "What the reward did", status_table(summary)))
     details = {key: value for key, value in metadata.items() if key not in ("title", "training", "monitor")}
