@@ -313,5 +313,4 @@ def test_photographs_of_a_given_report(chromium):
         page.wait_for_selector(".candidates tbody tr")
         page.wait_for_timeout(500)  # for plotly's fonts and resize handlers to settle
         photograph(page, f"report-{name}.png")
-        photograph(page, f"report-{name}-full.png", full_page=True)
         page.close()

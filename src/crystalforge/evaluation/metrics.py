@@ -111,9 +111,9 @@ def read_table(path: Path) -> pa.Table:
             source=path,
             remedy="run `crystalforge evaluate` again",
         ) from error
-    if "label" not in table.column_names or b"headline" not in (table.schema.metadata or {}):
+    if not {"label", "counted"} <= set(table.column_names) or b"headline" not in (table.schema.metadata or {}):
         raise InputError(
-            "this parquet file was not written by an evaluation",
+            "this parquet file was not written by an evaluation, or by one of an earlier version",
             source=path,
             remedy=f"give the {TABLE} of an evaluation",
         )
