@@ -115,7 +115,7 @@ def strike(process: int, out: Path, target: int, chance: random.Random) -> dict[
         ended, status = os.waitpid(process, os.WNOHANG)
         if ended:
             raise RuntimeError(f"the job ended by itself ({status}):\n{(out / 'log').read_text()}")
-        time.sleep(0.005)
+        time.sleep(0.02)
     time.sleep(chance.uniform(0, 0.05))
     step, victim = last_step(out), chance.choice(["rank 0", "rank 1", "job"])
     pids = {f"rank {n}": int((out / f"rank-{n}.pid").read_text()) for n in (0, 1)}
