@@ -199,7 +199,8 @@ def _outcome(ground: Ground, drawn: Scored, **known: Any) -> Outcome:
     hull = scores.components.get("e_above_hull")
     stable = None if hull is None else float((scores.ok & (np.nan_to_num(hull, nan=np.inf) < STABLE_BELOW)).mean())
     if ground.held_out is not None:
-        place = ground.out / f"{known['label']}-seed{known['seed']}" / "held_out.parquet"
+        digest = ground.held_out.version.digest[:12]  # another judge must not be answered for by this one's scores
+        place = ground.out / f"{known['label']}-seed{known['seed']}" / f"held_out-{digest}.parquet"
         judged = journal.recall_scores(place, drawn.index)
         if judged is None:
             judged = score(ground.held_out, drawn.tokens)
