@@ -5,7 +5,7 @@ TRITON := .venv-triton
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format bench images render lock clean
+.PHONY: help install run test lint format bench images render screenshots lock clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,10 @@ images: ## container images: train and rewards (docker, podman or buildah)
 
 render: install  ## compiled pipelines and every overlay, into build/
 	@$(BIN)/python -m pipelines.render build
+
+REPORT ?= runs/latest/evaluate/report.html
+screenshots: install  ## pictures of a report (REPORT=...) on a laptop and on a phone, into docs/assets
+	@CRYSTALFORGE_SCREENSHOTS=docs/assets CRYSTALFORGE_REPORT=$(REPORT) $(BIN)/pytest -q tests/integration/test_report_browser.py -k given_report
 
 lock:  ## resolve pyproject.toml anew into requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet torch==2.13.0 '.[platform,pipelines,training,potentials,evaluation,sources,dev]'
