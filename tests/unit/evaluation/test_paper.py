@@ -14,9 +14,9 @@ from crystalforge.common.errors import InputError
 from crystalforge.crystal.convert import tokenize_many
 from crystalforge.evaluation.config import EvaluateConfig
 from crystalforge.evaluation.metrics import evaluate_samples
-from crystalforge.evaluation.paper.figures import CONSTANT, GAP, pareto_front
 from crystalforge.evaluation.paper.runs import gather
 from crystalforge.evaluation.paper.tables import candidates, retrieval
+from crystalforge.evaluation.pareto import CONSTANT, GAP, pareto_front
 from crystalforge.evaluation.reference import Reference
 from crystalforge.evaluation.samples import SampleSet
 from crystalforge.evaluation.scoring import judged_by

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 
 from crystalforge.common.errors import missing_extra
 from crystalforge.evaluation.paper.runs import Runs
+from crystalforge.evaluation.pareto import CONSTANT, GAP, pareto_front
 from crystalforge.evaluation.report.figures import COLORS, GRID, INK, series, spacegroup_symbol
 from crystalforge.evaluation.spacegroups import by_spacegroup
 from crystalforge.evaluation.statistics import Estimate, student_quantile
@@ -34,7 +35,6 @@ JUDGES = (
     ("relaxed_", "reward, relaxed"),
     ("relaxed_held_out_", "held-out potential, relaxed"),
 )
-GAP, CONSTANT = "band_gap", "dielectric_constant"
 
 
 def energies(runs: Runs) -> Figure | None:
@@ -178,20 +178,6 @@ def pareto(runs: Runs) -> Figure | None:
     axis.set_ylabel("Dielectric constant")
     _legend(axis)
     return figure
-
-
-def pareto_front(first: Float64[np.ndarray, " n"], second: Float64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Which points no other point beats in both values.
-
-    >>> pareto_front(np.array([1.0, 2.0, 1.0]), np.array([2.0, 1.0, 1.0])).tolist()
-    [True, True, False]
-    """
-    front = np.zeros(len(first), dtype=bool)
-    best = -np.inf
-    for row in np.lexsort((-second, -first)):
-        if second[row] > best:
-            front[row], best = True, second[row]
-    return front
 
 
 def _pairs(table: pa.Table) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:

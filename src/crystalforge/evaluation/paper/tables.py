@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crystalforge.evaluation.paper.figures import CONSTANT, GAP
 from crystalforge.evaluation.paper.runs import Runs
+from crystalforge.evaluation.pareto import CONSTANT, GAP
 from crystalforge.evaluation.report.figures import spacegroup_symbol
 from crystalforge.evaluation.spacegroups import by_spacegroup
 from crystalforge.evaluation.statistics import Estimate

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64
 
-from crystalforge.evaluation.paper.figures import CONSTANT, GAP, pareto_front
+from crystalforge.evaluation.pareto import CONSTANT, GAP, pareto_front
 from crystalforge.evaluation.report.figures import INK, cycle, models, plotly, style
 
 if TYPE_CHECKING:
