@@ -1,0 +1,5 @@
+"""`python -m crystalforge.cli`."""
+
+from crystalforge.cli import main
+
+main()

@@ -1,0 +1,97 @@
+"""What the verbs share: options of the same meaning everywhere, and how a stage is run from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from crystalforge.config import Config
+
+app = typer.Typer(
+    name="crystalforge",
+    help="From a wish for a material to a ranked, reproducible list of crystals.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML file of parameters; none: the defaults.")
+]
+
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one parameter: section.key=value. Repeatable.")
+]
+
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", help="A file of recipes/, by its name: in the place of --config.")
+]
+
+ReplaceOption = Annotated[bool, typer.Option("--replace", help="Drop outputs of another configuration.")]
+
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Directory for the outputs.")]
+
+DataOption = Annotated[Path, typer.Option("--data", help="Output directory of `ingest`.")]
+
+BaseOption = Annotated[
+    Path, typer.Option("--base", help="Output directory of `pretrain`, or the name of a shipped model, such as mp20.")
+]
+
+TunedOption = Annotated[Path, typer.Option("--tuned", help="Output directory of `finetune`.")]
+
+STAGES, TOOLS, PLATFORM = "Stages", "Tools", "Platform"
+
+ModelOption = Annotated[
+    Path, typer.Option("--model", "-m", help="Directory of a model, or the name of a shipped one, such as mp20.")
+]
+
+SourcesArgument = Annotated[list[Path], typer.Argument(help="CIF files, directories of them, parquet files.")]
+
+ProcessesOption = Annotated[int | None, typer.Option("--processes", "-j", help="Processes; none: all cores.")]
+
+
+def load_config(config: Path | None, assignments: list[str] | None) -> Config:
+    """The configuration in a file, with assignments of single values. Raises InputError."""
+    from crystalforge.config import load
+
+    return load(config, assignments or [])
+
+
+def example(text: str) -> str:
+    """The line beneath a verb's help."""
+    return f"**Example:** `{text}`"
+
+
+def show(value: Any) -> None:
+    """Print what a verb gives back, as JSON."""
+    import json
+
+    print(json.dumps(value, indent=2))
+
+
+def run_stage(name: str, config: Path | None, set_: list[str] | None, replace: bool, out: Path, **inputs: Any) -> None:
+    """Run one stage and print its record; `replace` drops outputs of another configuration first."""
+    import shutil
+    from importlib import import_module
+
+    from crystalforge.stages.base import StaleOutputs, leads
+    from crystalforge.stages.models import find_base
+
+    if inputs.get("base") is not None:
+        inputs["base"] = find_base(inputs["base"])
+    function = getattr(import_module(f"crystalforge.stages.{name}"), name)
+    resolved = load_config(config, set_)
+    try:
+        record = function(resolved, **inputs, out=out)
+    except StaleOutputs:
+        if not replace:
+            raise
+        shutil.rmtree(out)
+        record = function(resolved, **inputs, out=out)
+    if leads():  # of the processes that torchrun started
+        show(record)
