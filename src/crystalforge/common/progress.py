@@ -10,6 +10,8 @@ from typing import TextIO
 class Progress:
     """Prints `label  done/total  rate unit/s  time left` at most every `interval` seconds.
 
+    total: None where it is not known before the end; the line then has neither total nor time left.
+
     Plain lines rather than a redrawn bar: the stages run under KFP and in pods, where output is a log. On a
     terminal the line is redrawn in place.
 
@@ -20,7 +22,7 @@ class Progress:
     def __init__(
         self,
         label: str,
-        total: int,
+        total: int | None,
         *,
         unit: str = "it",
         start: int = 0,
@@ -57,16 +59,20 @@ class Progress:
         """The present state as one line of text."""
         elapsed = max(time.monotonic() - self._began, 1e-9)
         rate = (self.done - self._first) / elapsed
-        left = (self.total - self.done) / rate if rate > 0 else float("inf")
         shown_rate = f"{rate:.1f} {self.unit}/s" if rate >= 1 or rate == 0 else f"{1 / rate:.1f} s/{self.unit}"
         parts = [
             f"{self.label:<12}",
-            f"{self.done}/{self.total} {self.unit}",
+            f"{self.done}/{self.total} {self.unit}" if self.total is not None else f"{self.done} {self.unit}",
             shown_rate,
-            f"{_clock(left)} left",
+            self._left(rate),
             self._note,
         ]
         return "  ".join(part for part in parts if part)
+
+    def _left(self, rate: float) -> str:
+        if self.total is None:
+            return ""
+        return f"{_clock((self.total - self.done) / rate if rate > 0 else float('inf'))} left"
 
     def _print(self, final: bool = False) -> None:
         if self._quiet or (final and not self._redraw and self.done == self._last):

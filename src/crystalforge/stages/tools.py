@@ -188,7 +188,7 @@ def _tokens_of(sources: Sequence[Path], rejects: Path, processes: int | None) ->
                 }
                 yield None
 
-    with Progress("tokenize", 0, unit="crystals") as progress:
+    with Progress("tokenize", None, unit="crystals") as progress:
         done = tokenize_many(crystals(), processes=processes or os.cpu_count() or 1, progress=progress)
     lines = [
         unusable.get(reject.index)
