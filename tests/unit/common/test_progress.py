@@ -17,13 +17,17 @@ def lines(total: int | None, *, start: int = 0, quiet: bool = False) -> list[str
 
 def test_line_has_count_total_rate_time_left_and_note() -> None:
     first, last = lines(8)
-    assert first.startswith("score         3/8 crystals  ") and first.endswith(" left")
-    assert last.startswith("score         4/8 crystals  ") and last.endswith(" left  NLL 12.3")
+    assert first.startswith("score         3/8 crystals  ")
+    assert first.endswith(" left")
+    assert last.startswith("score         4/8 crystals  ")
+    assert last.endswith(" left  NLL 12.3")
 
 
 def test_unknown_total_promises_no_end() -> None:
     _, last = lines(None)
-    assert last.startswith("score         4 crystals  ") and "left" not in last and "/0" not in last
+    assert last.startswith("score         4 crystals  ")
+    assert "left" not in last
+    assert "/0" not in last
 
 
 def test_resumed_work_counts_from_where_it_stood() -> None:
