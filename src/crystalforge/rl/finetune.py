@@ -263,7 +263,7 @@ class _Run:
         if distrusted:
             good = self.out / "good"
             policy = load_model(good).model if good.exists() else self.frozen
-        info = {"kind": "finetune", "steps": self.state.step, "stopped": stopped, "identity": identity}
+        info = self._info() | {"stopped": stopped, "identity": identity}
         save_model(self.out / "model", policy, info=info)
         judged_by = None if self.held_out is None else str(self.held_out.version)
         looks = conclusion(_rows(self.out / "metrics.jsonl"), stopped, held_out=judged_by)
@@ -272,6 +272,14 @@ class _Run:
         )
         write_json(self.out / "result.json", asdict(result) | {"model_dir": "model", "asked": _extent(self.config)})
         return result
+
+    def _info(self) -> dict[str, Any]:
+        """What a model says of itself: space groups are asked of it as they were asked of it here."""
+        return {
+            "kind": "finetune",
+            "steps": self.state.step,
+            "spacegroup_weights": self.source.weights.tolist(),
+        }
 
     def _plan(self, tokens: Tokens, rows: np.ndarray, unit: int = 1) -> Plan:
         config = self.config
@@ -310,7 +318,7 @@ class _Run:
                 log.warning("%s. The last policy that passed is kept.", reason)
             return reason
         if self.ranks.leads:
-            save_model(self.out / "good", self.policy, info={"kind": "finetune", "steps": step})
+            save_model(self.out / "good", self.policy, info=self._info())
         return None
 
     def _learn(

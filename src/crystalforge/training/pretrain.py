@@ -192,6 +192,7 @@ class Run:
 
     def _advance(self, progress: Progress, note: str) -> None:
         now = self.engine.steps if self.config.max_seconds is None else int(self.cursor.seconds)
+        assert progress.total is not None
         progress.update(min(now, progress.total) - progress.done, note=f"step {self.engine.steps}  {note}")
 
     def _epoch(self) -> Iterator[Int64[np.ndarray, " b"]]:
