@@ -62,7 +62,8 @@ def test_every_algorithm_raises_the_reward(tmp_path, base, cubic, oxide_reward, 
     trained = load_model(result.model_dir)
     assert weights_hash(trained.model) != weights_hash(load_model(base).model)
     assert trained.info["identity"]["reward"]["name"] == "element"
-    assert trained.info["spacegroup_weights"] == pytest.approx(cubic)  # `sample` asks for groups as the run did
+    # `sample` asks for space groups as the run did.
+    assert trained.info["spacegroup_weights"] == pytest.approx(cubic / cubic.sum())
     recorded = list(journal.steps(tmp_path / "out" / "samples"))
     assert [step for step, _ in recorded] == list(range(steps))
     assert np.concatenate([scored.index for _, scored in recorded]).tolist() == list(range(steps * 40))
