@@ -2,8 +2,7 @@
 
 Many crystals relax in step: each has an ASE optimiser in a thread of its own, and whenever all of them wait for forces,
 one batch of the potential serves them all. Any potential is batched that way, with ASE's own FIRE, cell filter and
-fixed symmetry. TorchSim batches relaxations too, but only under the models that it wraps; none of CHGNet and MatGL's
-older networks is among them, and its releases after 0.3 need Python 3.12.
+fixed symmetry, and none needs a wrapper of its own.
 """
 
 from __future__ import annotations
