@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,29 @@ def client(uri: str) -> MlflowClient:
     except ImportError as error:
         raise missing_extra("mlflow", "platform", error) from None
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def _fluent(uri: str) -> Iterator[None]:
+    """MLflow's fluent functions, where a client cannot serve, speak to `uri` inside this block and only there.
+
+    They keep addresses in globals and in the environment, from which later calls for other registries would take them.
+    """
+    import mlflow
+
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    nowhere: Any = None  # what MLflow starts with, though its annotations do not say so
+    try:
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        yield
+    finally:
+        mlflow.set_tracking_uri(nowhere)
+        mlflow.set_registry_uri(nowhere)
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def experiment_id(api: MlflowClient, name: str, root: Path) -> str:
@@ -179,11 +203,8 @@ def register_generator(
 
     from crystalforge.integrations import mlflow_sampler
 
-    mlflow.set_tracking_uri(run.uri)
-    mlflow.set_registry_uri(run.uri)
     experiment = run._api.get_run(run.run_id).info.experiment_id
-    mlflow.set_experiment(experiment_id=experiment)
-    with mlflow.start_run(run_id=run.run_id):
+    with _fluent(run.uri), mlflow.start_run(run_id=run.run_id, experiment_id=experiment):
         logged = mlflow.pyfunc.log_model(
             name="generator",
             python_model=str(Path(mlflow_sampler.__file__).resolve()),
@@ -245,14 +266,13 @@ def download(api: MlflowClient, uri: str, target: Path) -> Path:
 
     Raises InputError when there are none.
     """
-    import mlflow
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    mlflow.set_registry_uri(api.tracking_uri)
     target.mkdir(parents=True, exist_ok=True)
     try:
-        found = download_artifacts(artifact_uri=uri, dst_path=str(target), tracking_uri=api.tracking_uri)
+        with _fluent(api.tracking_uri):
+            found = download_artifacts(artifact_uri=uri, dst_path=str(target), tracking_uri=api.tracking_uri)
     except (MlflowException, OSError) as error:
         raise InputError(f"cannot fetch {uri}: {str(error).splitlines()[0]}", source=api.tracking_uri) from None
     return Path(found)

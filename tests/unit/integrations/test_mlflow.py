@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_generator_comes_out_of_the_registry_as_it_went_in(registry: Registry, model: Path, tmp_path: Path) -> None:
     from crystalforge.model.checkpoint import load_model
 
+    addresses = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
     digest = weights_hash(load_model(model).model)
     tags = {"model": "tuned", "model_hash": digest, "data_hash": "d" * 64}
     with tracking.StageRun(registry.uri, "test", registry.root, "register", tmp_path / "run") as run:
@@ -199,6 +201,14 @@ def test_a_generator_comes_out_of_the_registry_as_it_went_in(registry: Registry,
         fetch(registry.config, uri, tmp_path / "again")
     with pytest.raises(InputError, match="is no generator"):
         fetch(registry.config, "models:/crystalforge-generator/1", tmp_path / "files")
+
+    import mlflow
+
+    after = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    assert {name for name in after if "URI" in name or "ID" in name} == {
+        name for name in addresses if "URI" in name or "ID" in name
+    }, "another registry's turn may come in this process"
+    assert mlflow.get_tracking_uri() != registry.uri
 
 
 def test_a_directory_is_a_base_too_and_is_read_again_when_it_changed(model: Path, tmp_path: Path) -> None:
