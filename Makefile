@@ -37,7 +37,7 @@ render: install  ## compiled pipelines and every overlay, into build/
 
 REPORT ?= runs/latest/evaluate/report.html
 screenshots: install  ## pictures of a report (REPORT=...) on a laptop and on a phone, into docs/assets
-	@CRYSTALFORGE_SCREENSHOTS=docs/assets CRYSTALFORGE_REPORT=$(REPORT) $(BIN)/pytest -q tests/integration/test_report_browser.py -k given_report
+	@$(BIN)/python -m crystalforge.evaluation.report.pictures $(REPORT) docs/assets
 
 lock:  ## resolve pyproject.toml anew into requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet torch==2.13.0 '.[platform,pipelines,training,potentials,evaluation,sources,dev]'

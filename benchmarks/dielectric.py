@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Bool
 
 from crystalforge.evaluation import statistics
 from crystalforge.evaluation.metrics import read_table
 from crystalforge.evaluation.statistics import Estimate
+from crystalforge.evaluation.summary import by_label
 from crystalforge.rewards.protocol import Status
 
 INSULATING = 0.5  # eV; below, a predicted gap is within its model's error of none
@@ -38,9 +38,9 @@ def main() -> None:
 
 def counts(table: pa.Table) -> dict[str, Any]:
     """The figures by model."""
-    labels = list(dict.fromkeys(table.column("label").to_pylist()))
-    parts = {label: table.filter(pc.field("label") == label) for label in labels}
-    return {label: model(part, parts[labels[0]]) for label, part in parts.items()}
+    parts = by_label(table)
+    first = next(iter(parts.values()))
+    return {label: model(part, first) for label, part in parts.items()}
 
 
 def model(table: pa.Table, first: pa.Table) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from crystalforge.common.errors import InputError
 from crystalforge.common.settings import validated
 from crystalforge.config import Config
-from crystalforge.integrations.dvc import data_version
+from crystalforge.integrations.dvc import data_version, source_version
 from crystalforge.rl.config import FinetuneConfig
 
 
@@ -43,14 +43,8 @@ def arguments(
         known["variants"] = variants(config, workspace, taus, seeds, algorithms)
     if "data_version" in wanted:
         table = config.predictor.data if config.predictor is not None and "predictor_config" in wanted else None
-        known["data_version"] = version_of_data(config) if table is None else data_version(str(table))
+        known["data_version"] = source_version(config.data) if table is None else data_version(str(table))
     return {name: value for name, value in known.items() if name in wanted}
-
-
-def version_of_data(config: Config) -> str:
-    """DVC's hash of the source of crystals; empty where DVC does not track it."""
-    path = getattr(config.data.source, "path", None)
-    return data_version(None if path is None else str(path))
 
 
 def variants(

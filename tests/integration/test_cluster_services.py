@@ -79,7 +79,6 @@ def answers(url: str) -> bool:
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     if not BINARIES:
         pytest.skip("PostgreSQL's server is not installed (apt-get install postgresql)")
-    pytest.importorskip("psycopg", reason="the driver that MLflow's server needs: pip install 'psycopg[binary]'")
     root = tmp_path_factory.mktemp("postgres")
     # PostgreSQL refuses to run as root; its package brings a user of its own.
     user = "postgres" if os.geteuid() == 0 else None

@@ -1,13 +1,10 @@
-"""The report in a real browser: drawn, quiet, closed to the network, usable by mouse, keyboard and thumb.
-
-With CRYSTALFORGE_SCREENSHOTS set to a folder, pictures of what the browser saw are left there. With
-CRYSTALFORGE_REPORT set to a report, that one is photographed too.
-"""
+"""The report in a real browser: drawn, quiet, closed to the network, usable by mouse, keyboard and thumb."""
 
 from __future__ import annotations
 
-import os
-import shutil
+import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -21,20 +18,13 @@ from crystalforge.evaluation.config import EvaluateConfig
 from crystalforge.evaluation.metrics import evaluate_samples
 from crystalforge.evaluation.reference import Reference
 from crystalforge.evaluation.report import write_report
+from crystalforge.evaluation.report.pictures import DESKTOP, PHONE, chromium
 from crystalforge.evaluation.samples import SampleSet
 from crystalforge.evaluation.summary import summarise
 from crystalforge.rewards.protocol import RewardVersion, Scores, Status
 
 pytestmark = pytest.mark.browser
 
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-FLAGS = [
-    "--no-sandbox",  # tests may run as root, where Chromium's sandbox cannot
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-dev-shm-usage",
-]
 # Pixels of a canvas; how many different colours it has (an empty one has one).
 PIXELS = """
   const copy = document.createElement('canvas');  // reading the canvas itself would change how Chromium draws on it
@@ -105,21 +95,14 @@ def report(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator:
-    """Debian's Chromium, headless."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.fail("no Chromium on this machine; install Debian's package `chromium` (apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
+def browser() -> Iterator:
+    """Debian's Chromium, headless; a machine without it fails, and is told what to install."""
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture
-def visit(chromium, report):
+def visit(browser, report):
     """Opens the report in a window of a given size; afterwards nothing may have been complained about or requested."""
     complaints: list[str] = []
     contexts = []
@@ -129,7 +112,7 @@ def visit(chromium, report):
             complaints.append(f"requested {request.url}")
 
     def go(viewport, **settings):
-        context = chromium.new_context(viewport=viewport, accept_downloads=True, offline=True, **settings)
+        context = browser.new_context(viewport=viewport, accept_downloads=True, offline=True, **settings)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
@@ -143,13 +126,6 @@ def visit(chromium, report):
     for context in contexts:
         context.close()
     assert complaints == []
-
-
-def photograph(page, name: str, **settings) -> None:
-    folder = os.environ.get("CRYSTALFORGE_SCREENSHOTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(Path(folder) / name), **settings)
 
 
 def test_figures_and_crystals_are_drawn(visit):
@@ -169,7 +145,6 @@ def test_figures_and_crystals_are_drawn(visit):
     canvases = page.query_selector_all(".gallery canvas")
     assert 3 <= len(canvases) <= 12
     assert all(canvas.evaluate(COLOURS) > 50 for canvas in canvases)
-    photograph(page, "report-desktop.png")
 
 
 def test_view_turns_with_mouse_and_keyboard(visit):
@@ -204,7 +179,6 @@ def test_details_open_by_keyboard_and_close_again(visit):
     text = page.inner_text("dialog")
     assert "Space group" in text
     assert "Nearest known" in text
-    photograph(page, "report-details.png")
     page.keyboard.press("Escape")
     assert not page.query_selector("dialog[open]")
 
@@ -277,7 +251,6 @@ def test_phone_has_no_sideways_scrolling(visit):
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= PHONE["width"]
     page.tap("dialog .close")
-    photograph(page, "report-phone.png")
 
 
 def test_controls_have_names_and_text_has_contrast(visit):
@@ -304,13 +277,15 @@ def contrast(colour: str) -> float:
     return 1.05 / (luminance + 0.05)
 
 
-@pytest.mark.skipif("CRYSTALFORGE_REPORT" not in os.environ, reason="CRYSTALFORGE_REPORT names no report to photograph")
-def test_photographs_of_a_given_report(chromium):
-    uri = Path(os.environ["CRYSTALFORGE_REPORT"]).resolve().as_uri()
+def test_pictures_of_a_report_are_of_that_report(browser, report, tmp_path):
+    made = subprocess.run(
+        [sys.executable, "-m", "crystalforge.evaluation.report.pictures", report, tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert made.stdout.split() == [str(tmp_path / "report-desktop.png"), str(tmp_path / "report-phone.png")]
     for name, viewport in (("desktop", DESKTOP), ("phone", PHONE)):
-        page = chromium.new_page(viewport=viewport)
-        page.goto(uri)
-        page.wait_for_selector(".candidates tbody tr")
-        page.wait_for_timeout(500)  # for plotly's fonts and resize handlers to settle
-        photograph(page, f"report-{name}.png")
-        page.close()
+        picture = (tmp_path / f"report-{name}.png").read_bytes()
+        assert struct.unpack(">II", picture[16:24]) == (viewport["width"], viewport["height"])
+        assert len(picture) > 20_000, "an empty page compresses to less"

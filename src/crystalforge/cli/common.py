@@ -38,11 +38,13 @@ OutOption = Annotated[Path, typer.Option("--out", "-o", help="Directory for the 
 
 DataOption = Annotated[Path, typer.Option("--data", help="Output directory of `ingest`.")]
 
-BaseOption = Annotated[
-    Path, typer.Option("--base", help="Output directory of `pretrain`, or the name of a shipped model, such as mp20.")
-]
+BASE = typer.Option("--base", help="Output directory of `pretrain`, or the name of a shipped model, such as mp20.")
 
-TunedOption = Annotated[Path, typer.Option("--tuned", help="Output directory of `finetune`.")]
+BaseOption, MaybeBaseOption = Annotated[Path, BASE], Annotated[Path | None, BASE]
+
+TUNED = typer.Option("--tuned", help="Output directory of `finetune`.")
+
+TunedOption, MaybeTunedOption = Annotated[Path, TUNED], Annotated[Path | None, TUNED]
 
 STAGES, TOOLS, PLATFORM = "Stages", "Tools", "Platform"
 
@@ -55,11 +57,12 @@ SourcesArgument = Annotated[list[Path], typer.Argument(help="CIF files, director
 ProcessesOption = Annotated[int | None, typer.Option("--processes", "-j", help="Processes; none: all cores.")]
 
 
-def load_config(config: Path | None, assignments: list[str] | None) -> Config:
-    """The configuration in a file, with assignments of single values. Raises InputError."""
+def load_config(config: Path | None, assignments: list[str] | None, recipe: str | None = None) -> Config:
+    """The configuration in a file, or in the recipe of a name, with assignments of single values. Raises InputError."""
     from crystalforge.config import load
+    from crystalforge.stages.recipes import find_recipe
 
-    return load(config, assignments or [])
+    return load(config if recipe is None else find_recipe(recipe), assignments or [])
 
 
 def example(text: str) -> str:

@@ -131,10 +131,9 @@ def study(
     set_: SetOption = None,
 ) -> None:
     """One base model tuned in several ways with several seeds, judged side by side; prints the table."""
-    from crystalforge.stages.recipes import find_recipe
     from crystalforge.stages.study import study as execute
 
-    found = execute(load_config(find_recipe(recipe) if recipe is not None else config, set_), out)
+    found = execute(load_config(config, set_, recipe), out)
     print(Path(found["table"]).read_text())
     print(f"report      {found['report']}")
 

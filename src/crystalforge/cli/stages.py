@@ -12,6 +12,8 @@ from crystalforge.cli.common import (
     BaseOption,
     ConfigOption,
     DataOption,
+    MaybeBaseOption,
+    MaybeTunedOption,
     OutOption,
     RecipeOption,
     ReplaceOption,
@@ -37,12 +39,11 @@ def run(
     import os
 
     from crystalforge.stages.base import end_with
-    from crystalforge.stages.recipes import find_recipe
     from crystalforge.stages.run import run as execute
 
     if end_with_parent:
         end_with(os.getppid())
-    execute(load_config(find_recipe(recipe) if recipe is not None else config, set_), directory, fresh=fresh)
+    execute(load_config(config, set_, recipe), directory, fresh=fresh)
 
 
 @app.command(rich_help_panel=STAGES, epilog=example("crystalforge ingest -c params.yaml -o work/data"))
@@ -89,8 +90,8 @@ def finetune(
 def evaluate(
     data: DataOption,
     out: OutOption,
-    base: Annotated[Path | None, typer.Option("--base", help="Output directory of `pretrain`.")] = None,
-    tuned: Annotated[Path | None, typer.Option("--tuned", help="Output directory of `finetune`.")] = None,
+    base: MaybeBaseOption = None,
+    tuned: MaybeTunedOption = None,
     model: Annotated[
         list[str] | None,
         typer.Option("--model", "-m", help="A further model: name=directory. One name again: another seed of it."),

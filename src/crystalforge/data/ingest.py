@@ -94,10 +94,9 @@ def _tokenize(
     limits = Limits.of(config)
     files: list[Path] = []
     label = "tokenise" if parts == 1 else f"tokenise {part + 1}/{parts}"
-    stream = sys.stderr if progress else io.StringIO()
     starts = range(part * config.shard_size, count, parts * config.shard_size)
     mine = sum(min(config.shard_size, count - start) for start in starts)
-    with Progress(label, total=mine, unit="crystal", stream=stream) as meter:
+    with Progress(label, total=mine, unit="crystal", quiet=not progress) as meter:
 
         def tasks() -> Iterator[tuple[list[Record], Limits, Path]]:
             seen: set[Path] = set()

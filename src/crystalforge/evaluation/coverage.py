@@ -216,5 +216,5 @@ def property_distances(
     return {
         f"wdist_{name}": distance(generated[name], real[name])
         for name in PROPERTIES
-        if {name} <= real.keys() & generated.keys()
+        if name in generated and name in real
     }

@@ -101,8 +101,7 @@ class Parts:
                 return pa.table(judged_by(judge, after[first : first + count]))
 
             said = pieces(folder / f"judged-{_short(judge)}", len(rows), self.chunk, ask, lambda *_: None, "")
-            for name in said.column_names:
-                found = found.append_column(f"relaxed_{prefix}{name}", said.column(name))
+            found = append(found, said, f"relaxed_{prefix}")
         return found
 
 

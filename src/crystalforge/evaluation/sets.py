@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float64
 
 from crystalforge.common.files import sha256_json
 from crystalforge.common.progress import Progress
 from crystalforge.crystal import Crystal, PackedCrystals
 from crystalforge.evaluation.coverage import Fingerprints, coverage, density, fingerprints, property_distances
-from crystalforge.evaluation.parts import Tick, pieces
+from crystalforge.evaluation.parts import HASH, Tick, pieces
 from crystalforge.evaluation.relaxing import chosen_rows
 from crystalforge.evaluation.scoring import crystals_of, judged_by
+from crystalforge.evaluation.summary import by_label
 from crystalforge.rewards.protocol import Reward, Status
 
 PIECE = 32  # crystals fingerprinted between two writes
@@ -33,11 +33,7 @@ def set_metrics(
     where it knows energies. Fingerprints are kept under `out` and made once.
     """
     some = [real[row] for row in chosen_rows(len(real), crystals, 0)]
-    labels = list(dict.fromkeys(table.column("label").to_pylist()))
-    parts = {}
-    for label in labels:
-        rows = table.filter(pc.field("label") == label)
-        parts[label] = rows.take(pa.array(chosen_rows(len(rows), crystals, 0)))
+    parts = {label: rows.take(pa.array(chosen_rows(len(rows), crystals, 0))) for label, rows in by_label(table).items()}
     total = len(some) + sum(map(len, parts.values()))
     with Progress("coverage", total, unit="crystals", stream=io.StringIO() if quiet else None) as progress:
 
@@ -71,7 +67,7 @@ def _energies(crystals: Sequence[Crystal], reward: Reward, out: Path) -> dict[st
     def make(first: int, count: int) -> pa.Table:
         return pa.table(judged_by(reward, crystals[first : first + count]))
 
-    folder = out / f"real-{_key(crystals)}-{reward.version.digest[:12]}"
+    folder = out / f"real-{_key(crystals)}-{reward.version.digest[:HASH]}"
     said = pieces(folder, len(crystals), len(crystals) or 1, make, lambda *_: None, "")
     if ENERGY not in said.column_names:
         return {}

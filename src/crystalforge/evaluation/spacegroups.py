@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crystalforge.evaluation.statistics import Estimate
-from crystalforge.evaluation.summary import estimate
+from crystalforge.evaluation.summary import by_label, estimate
 
 SYSTEMS = (
     ("triclinic", 1, 2),
@@ -34,9 +34,8 @@ def fourteen_groups(table: pa.Table) -> list[int]:
 
 def by_spacegroup(table: pa.Table, metric: str = "stable_rate") -> dict[str, dict[int, Estimate]]:
     """A figure of every model for each of the baseline's fourteen groups, for those that have it and were drawn."""
-    labels = list(dict.fromkeys(table.column("label").to_pylist()))
-    parts = {label: table.filter(pc.field("label") == label) for label in labels}
-    groups = fourteen_groups(parts[labels[0]])
+    parts = by_label(table)
+    groups = fourteen_groups(next(iter(parts.values())))
     found: dict[str, dict[int, Estimate]] = {}
     for label, rows in parts.items():
         inside = {group: rows.filter(pc.field("spacegroup") == group) for group in groups}

@@ -72,10 +72,7 @@ def second_opinions(table: pa.Table, protocol: Protocol) -> pa.Table:
     for prefix in ["", *other_judges(table)]:
         energy = energy_by(table, prefix)
         if energy is not None:
-            with np.errstate(invalid="ignore"):
-                masks[prefix] = (
-                    energy <= protocol.stable_at if protocol.stable_inclusive else energy < protocol.stable_at
-                )
+            masks[prefix] = _below(energy, protocol.stable_at, protocol.stable_inclusive)
     for prefix, mask in masks.items():
         if prefix:
             table = table.append_column(f"{prefix}stable", [mask])

@@ -83,8 +83,8 @@ def summarise(table: pa.Table, *, protocol: str | None = None) -> dict[str, Any]
     headline = metadata["headline"]
     name = headline if protocol is None else protocol
     suffix = "" if name == headline else f":{name}"
-    labels = list(dict.fromkeys(table.column("label").to_pylist()))
-    parts = {label: table.filter(pc.field("label") == label) for label in labels}
+    parts = by_label(table)
+    labels = list(parts)
     estimates = {label: estimate(part, suffix=suffix) for label, part in parts.items()}
     models = {label: _model(part, estimates[label], suffix) for label, part in parts.items()}
     return {
@@ -100,6 +100,12 @@ def summarise(table: pa.Table, *, protocol: str | None = None) -> dict[str, Any]
         },
         "tests": {label: p_values(parts[labels[0]], parts[label]) for label in labels[1:]} if not suffix else {},
     }
+
+
+def by_label(table: pa.Table) -> dict[str, pa.Table]:
+    """The rows of each label, in order of appearance."""
+    labels = dict.fromkeys(table.column("label").to_pylist())
+    return {label: table.filter(pc.field("label") == label) for label in labels}
 
 
 def experiments(table: pa.Table) -> list[pa.Table]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import sha256_json
+
+if TYPE_CHECKING:
+    from crystalforge.data.config import DataConfig
 
 
 def data_version(path: str | None) -> str:
@@ -33,6 +37,11 @@ def data_version(path: str | None) -> str:
     if list(found) == ["."]:
         return found["."]
     return sha256_json(found)[:32] if found else ""
+
+
+def source_version(data: DataConfig) -> str:
+    """`data_version` of the source of crystals; empty for one without a path, such as the embedded one."""
+    return data_version(getattr(data.source, "path", None))
 
 
 def _outs(note: Path) -> Iterator[tuple[Path, str]]:

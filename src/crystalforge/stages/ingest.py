@@ -20,9 +20,9 @@ def ingest(config: Config, out: Path, data_version: str | None = None) -> dict[s
     tokenised. Raises InputError when nothing usable is left.
     """
     if data_version is None:
-        from crystalforge.integrations import dvc
+        from crystalforge.integrations.dvc import source_version
 
-        data_version = dvc.data_version(getattr(config.data.source, "path", None))
+        data_version = source_version(config.data)
     version = {"data_version": data_version} if data_version else {}
     with Stage("ingest", config, out, sections=("data",), options=version) as stage:
         if stage.finished is None:

@@ -178,9 +178,9 @@ def _run_here(
 
 def _identity(config: Config, given: Mapping[str, Any]) -> str:
     """Of what a run makes: another version of the data behind an unchanged path is another run."""
-    from pipelines.arguments import version_of_data
+    from crystalforge.integrations.dvc import source_version
 
-    return sha256_json([config.digest, given, version_of_data(config)])[:8]
+    return sha256_json([config.digest, given, source_version(config.data)])[:8]
 
 
 def _arguments(pipeline: Any, config: Config, workspace: str, given: Mapping[str, Any]) -> dict[str, Any]:

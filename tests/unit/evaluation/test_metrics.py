@@ -14,7 +14,7 @@ from crystalforge.evaluation.reference import Reference
 from crystalforge.evaluation.relaxing import Relaxations, chosen_rows
 from crystalforge.evaluation.samples import SampleSet
 from crystalforge.evaluation.scoring import crystals_of
-from crystalforge.evaluation.summary import across_seeds, compare, measure, per_spacegroup, summarise
+from crystalforge.evaluation.summary import across_seeds, by_label, compare, measure, per_spacegroup, summarise
 from crystalforge.rewards.protocol import RewardUnavailable, Scores
 from tests.unit.evaluation.conftest import RuleReward
 
@@ -133,9 +133,7 @@ def test_a_better_model_is_told_from_chance(tmp_path, make_reward, reference):
     bad = [salt(19, 35, 6 + s) for s in rng.normal(0, 0.05, 60)]
     good = [salt(12, 8, 4.2 + s) if k % 3 else salt(19, 35) for k, s in enumerate(rng.normal(0, 0.05, 60))]
     table = run(tmp_path, make_reward(), reference, [SampleSet.of("base", bad), SampleSet.of("tuned", good)])
-    from crystalforge.evaluation.report.figures import models
-
-    parts = models(table)
+    parts = by_label(table)
     found = compare(parts["base"], parts["tuned"])
     assert found["mean_reward"].value == pytest.approx(0.14 * 40 / 60)
     assert found["mean_reward"].low > 0

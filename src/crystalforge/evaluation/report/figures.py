@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from crystalforge.common.errors import missing_extra
 from crystalforge.evaluation.report.elements import ELEMENTS, ElementStyle
 from crystalforge.evaluation.spacegroups import SYSTEMS
+from crystalforge.evaluation.summary import by_label
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -47,18 +47,12 @@ def plotly() -> Any:
     return graph_objects
 
 
-def models(table: pa.Table) -> dict[str, pa.Table]:
-    """The rows of each model, in order of appearance."""
-    labels = dict.fromkeys(table.column("label").to_pylist())
-    return {label: table.filter(pc.field("label") == label) for label in labels}
-
-
 def energy_histogram(table: pa.Table, limit: float | None, *, column: str = "e_above_hull") -> Figure:
     """Share of all samples per bin of E_hull for each model, with a line at the stability limit (eV/atom)."""
     edges = np.arange(E_RANGE[0], E_RANGE[1] + E_BIN / 2, E_BIN)
     centres = (edges[:-1] + edges[1:]) / 2
     figure = plotly().Figure()
-    for (label, rows), color in zip(models(table).items(), cycle(), strict=False):
+    for (label, rows), color in zip(by_label(table).items(), cycle(), strict=False):
         energy = rows.column(column).to_numpy()
         energy = energy[np.isfinite(energy)]
         counts, _ = np.histogram(np.clip(energy, centres[0], centres[-1]), bins=edges)

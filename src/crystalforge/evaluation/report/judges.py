@@ -9,7 +9,8 @@ import pyarrow as pa
 from jaxtyping import Float64
 
 from crystalforge.evaluation.pareto import CONSTANT, GAP, pareto_front
-from crystalforge.evaluation.report.figures import INK, cycle, models, plotly, style
+from crystalforge.evaluation.report.figures import INK, cycle, plotly, style
+from crystalforge.evaluation.summary import by_label
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -38,7 +39,7 @@ def agreement(table: pa.Table, limit: float | None, *, prefix: str = "held_out_"
         x=[low, high], y=[low, high], mode="lines", line={"color": "#b8c0c8", "width": 1}, hoverinfo="skip",
         showlegend=False,
     )  # fmt: skip
-    for (label, rows), color in zip(models(table).items(), cycle(), strict=False):
+    for (label, rows), color in zip(by_label(table).items(), cycle(), strict=False):
         pairs, names = _known_pairs(rows, columns)
         x, y = np.clip(pairs, low, high).T
         figure.add_scatter(
@@ -65,7 +66,7 @@ def pareto(table: pa.Table) -> Figure | None:
         return None
     figure = plotly().Figure()
     reach = 1.0
-    for (label, rows), color in zip(models(table).items(), cycle(), strict=False):
+    for (label, rows), color in zip(by_label(table).items(), cycle(), strict=False):
         pairs, names = _known_pairs(rows, (GAP, CONSTANT))
         gap, constant = np.maximum(pairs[:, 0], 0.0), pairs[:, 1]
         reach = max(reach, float(gap.max(initial=0.0)))

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crystalforge.evaluation.report.figures import models, spacegroup_symbol
+from crystalforge.evaluation.report.figures import spacegroup_symbol
 from crystalforge.evaluation.report.text import percent, signed
 from crystalforge.evaluation.spacegroups import by_spacegroup
-from crystalforge.evaluation.summary import is_repeated
+from crystalforge.evaluation.summary import by_label, is_repeated
 
 FEWEST_PAIRS = 3  # crystals that both judges answered for: fewer give no correlation
 
@@ -60,7 +60,7 @@ def spacegroups(table: pa.Table) -> str:
     if not groups:
         return ""
     head = "".join(f'<th scope="col">{escape(label)}</th>' for label in shares)
-    unit = {label: "trainings" if is_repeated(rows) else "crystals" for label, rows in models(table).items()}
+    unit = {label: "trainings" if is_repeated(rows) else "crystals" for label, rows in by_label(table).items()}
     lines = []
     for group in groups:
         cells = []
@@ -88,7 +88,7 @@ def opinions(table: pa.Table, *, prefix: str = "held_out_") -> str:
     if not set(columns) <= set(table.column_names):
         return ""
     rows = []
-    for label, part in models(table).items():
+    for label, part in by_label(table).items():
         first, second = (part.column(name).to_numpy() for name in columns[:2])
         known = np.isfinite(first) & np.isfinite(second)
         both = int(known.sum())

@@ -22,6 +22,7 @@ from crystalforge.evaluation.report import candidates, figures, judges, sections
 from crystalforge.evaluation.report.elements import ELEMENTS
 from crystalforge.evaluation.report.figures import History
 from crystalforge.evaluation.report.text import headline_table, key_values, lede, status_table
+from crystalforge.evaluation.summary import by_label
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -54,7 +55,7 @@ def write_report(
     from plotly.offline import get_plotlyjs
 
     rules = summary["protocol"]
-    models = figures.models(table)
+    models = by_label(table)
     labels = list(models)
     counted = candidates.with_copies(table)
     chosen = candidates.records(candidates.choose(counted, rows), dict(rules))
