@@ -26,17 +26,17 @@ import numpy as np
 
 from crystalforge.crystal import Crystal, Tokens
 from crystalforge.crystal.convert import tokenize_many
-from crystalforge.evaluation.judging import judge
+from crystalforge.evaluation.drawing.samples import SampleSet
+from crystalforge.evaluation.judging.judge import judge
+from crystalforge.evaluation.judging.relaxing import PotentialRelaxer, chosen_rows, relaxed_table
+from crystalforge.evaluation.judging.scoring import score
+from crystalforge.evaluation.matching.reference import Reference
+from crystalforge.evaluation.metrics.summary import summarise
 from crystalforge.evaluation.protocols import protocol
-from crystalforge.evaluation.reference import Reference
-from crystalforge.evaluation.relaxing import PotentialRelaxer, chosen_rows, relaxed_table
 from crystalforge.evaluation.report import write_report
-from crystalforge.evaluation.samples import SampleSet
-from crystalforge.evaluation.scoring import score
-from crystalforge.evaluation.summary import summarise
 from crystalforge.evaluation.validity import composition_valid, structure_valid
 from crystalforge.rewards.protocol import Reward, RewardVersion, Scores, Status
-from crystalforge.stages.figures import figures
+from crystalforge.studies.figures import figures
 
 
 class NoReward:
@@ -149,7 +149,7 @@ def the_reward(nothing: bool) -> Reward:
 def whole(tokens: Tokens, reference: Reference, no_reward: bool, seconds: dict[str, float], timed) -> None:
     """The evaluation as the stage runs it, from samples to report."""
     from crystalforge.evaluation.config import EvaluateConfig
-    from crystalforge.evaluation.metrics import evaluate_samples
+    from crystalforge.evaluation.evaluate import evaluate_samples
 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -168,7 +168,7 @@ def draw_seconds(count: int, timed) -> None:
 
     from crystalforge.model.config import ModelConfig
     from crystalforge.model.network import CrystalFormer
-    from crystalforge.model.sampler import draw_spacegroups, sample
+    from crystalforge.model.sampling.sampler import draw_spacegroups, sample
 
     torch.manual_seed(0)
     model = CrystalFormer(ModelConfig(layers=4, heads=4)).eval()

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from crystalforge.crystal import Crystal
-from crystalforge.evaluation.judging import match_all
+from crystalforge.evaluation.judging.judge import match_all
+from crystalforge.evaluation.matching.reference import Reference
 from crystalforge.evaluation.protocols import MatcherSettings
-from crystalforge.evaluation.reference import Reference
 from crystalforge.evaluation.testing import brute_groups, brute_novel, composition_is_valid, structure_is_valid
 from crystalforge.evaluation.validity import composition_valid, reduced_composition, structure_valid
 
@@ -140,14 +140,14 @@ def novelty(samples: list[Crystal], references: list[Crystal]) -> list[bool]:
 def drawn(path: str | None, crystals: list[Crystal], count: int, seed: int) -> list[Crystal]:
     """Generated crystals: those in a file, or from a model that ships with the package, or distorted copies."""
     from crystalforge.crystal.convert import to_crystals
-    from crystalforge.evaluation.samples_file import read_samples
+    from crystalforge.evaluation.drawing.files import read_samples
     from crystalforge.stages.models import shipped
 
     if path is not None:
         found = read_samples("generated", Path(path)).crystals
     elif shipped():
         from crystalforge.model.checkpoint import load_model
-        from crystalforge.model.sampler import draw_spacegroups, sample
+        from crystalforge.model.sampling.sampler import draw_spacegroups, sample
 
         loaded = load_model(next(iter(shipped().values())) / "model")
         weights = np.asarray(loaded.info["spacegroup_weights"], dtype=np.float64)

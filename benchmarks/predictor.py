@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from crystalforge.common.errors import InputError
-from crystalforge.evaluation import statistics
+from crystalforge.evaluation.metrics import statistics
 from crystalforge.stages.train_predictor import DIAGONAL
 
 CONSTANT = ("eps_total",)

@@ -28,7 +28,7 @@ import torch
 
 import crystalforge.data
 from crystalforge.crystal import Crystal
-from crystalforge.integrations.triton_wire import chunks
+from crystalforge.integrations.triton.wire import chunks
 from crystalforge.rewards import Reward, Scores, build, parse
 from serving.launcher import TritonServer
 

@@ -25,9 +25,9 @@ import torch
 from crystalforge.crystal import wyckoff
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import TOKENS_PER_SITE, CrystalFormer
-from crystalforge.model.random import SPACEGROUP_EVENT, Streams
-from crystalforge.model.sampler import Sampler, draw_spacegroups
-from crystalforge.model.sampler_draws import Sharpening
+from crystalforge.model.sampling.draws import Sharpening
+from crystalforge.model.sampling.random import SPACEGROUP_EVENT, Streams
+from crystalforge.model.sampling.sampler import Sampler, draw_spacegroups
 
 # Inequivalent sites (0, 1, ...) of 1,500 of MP-20's structures drawn at random, by spglib at symprec 0.01 Å.
 SITES = [0, 6, 152, 555, 291, 147, 111, 65, 42, 30, 25, 16, 17, 3, 10, 2, 3, 3, 7, 1, 14]

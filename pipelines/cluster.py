@@ -12,7 +12,7 @@ from kfp import dsl, kubernetes
 from pydantic import BaseModel, ConfigDict, Field
 
 from crystalforge.data.ingest import SHARDS_VARIABLE
-from crystalforge.integrations.trainjob_manifest import TrainJobConfig
+from crystalforge.integrations.trainjob.manifest import TrainJobConfig
 
 Role = Literal["small", "learner"]
 

@@ -23,7 +23,7 @@ from typing import Any
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import write_json
 from crystalforge.common.settings import override, read_yaml
-from crystalforge.integrations.triton import ClientConfig
+from crystalforge.integrations.triton.client import ClientConfig
 from crystalforge.rewards import RewardUnavailable, parse
 from serving.launcher import ServerSecurity, TritonServer, model_name
 from serving.repository import ModelSettings

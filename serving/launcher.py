@@ -26,7 +26,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from crystalforge.common.errors import InputError
-from crystalforge.integrations.triton import ClientConfig, RemoteReward
+from crystalforge.integrations.triton.client import ClientConfig, RemoteReward
 from crystalforge.rewards.protocol import RewardUnavailable
 from serving import guard, installation
 from serving.counts import Statistics, scored_by

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from crystalforge.common.errors import InputError
-from crystalforge.integrations.mlflow import client, experiment_id, tracking_uri
+from crystalforge.integrations.mlflow.tracking import client, experiment_id, tracking_uri
 from crystalforge.rewards import build as build_reward
 from crystalforge.rewards import parse
 from serving.repository import ModelSettings, write_model

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from crystalforge.integrations.triton import ClientConfig, RemoteReward
+from crystalforge.integrations.triton.client import ClientConfig, RemoteReward
 from crystalforge.rewards import RewardUnavailable
 from serving.__main__ import ENDPOINT, RUN_DIR
 

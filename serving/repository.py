@@ -23,7 +23,7 @@ from pydantic import BaseModel
 import crystalforge
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import atomic_directory, sha256_json
-from crystalforge.integrations.triton_wire import WIRE_VERSION
+from crystalforge.integrations.triton.wire import WIRE_VERSION
 from serving.service import Limits
 
 TEMPLATES = Path(__file__).resolve().parent / "model_repository"

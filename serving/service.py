@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crystalforge.crystal import Crystal
-from crystalforge.integrations.triton_wire import About, WireError, canary, chunks, component_table, decode
+from crystalforge.integrations.triton.wire import About, WireError, canary, chunks, component_table, decode
 from crystalforge.rewards.protocol import Reward, Scores
 
 

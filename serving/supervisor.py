@@ -28,7 +28,7 @@ from pydantic import BaseModel
 import crystalforge
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import sha256_file, write_json
-from crystalforge.integrations.triton import RemoteReward
+from crystalforge.integrations.triton.client import RemoteReward
 from crystalforge.rewards import RewardUnavailable, parse
 from serving.launcher import TritonServer, model_name
 from serving.machine import port_is_free

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from crystalforge.crystal import Crystal
-from crystalforge.integrations.triton_wire import INPUTS, SCORE_OUTPUTS
+from crystalforge.integrations.triton.wire import INPUTS, SCORE_OUTPUTS
 from crystalforge.rewards import parse
 from serving.launcher import TritonServer
 

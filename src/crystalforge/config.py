@@ -17,10 +17,10 @@ from crystalforge.common.settings import override, read_yaml, validated
 from crystalforge.data.config import DataConfig
 from crystalforge.evaluation.config import EvaluateConfig
 from crystalforge.model.config import ModelConfig
-from crystalforge.potentials.predictor_config import PredictorConfig
+from crystalforge.potentials.predictor.config import PredictorConfig
 from crystalforge.rewards.config import EHullReward, RewardConfig
 from crystalforge.rl.config import FinetuneConfig
-from crystalforge.rl.contest_config import ContestConfig
+from crystalforge.rl.contest.config import ContestConfig
 from crystalforge.training.config import PretrainConfig
 
 

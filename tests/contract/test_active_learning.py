@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from crystalforge.cli import app
 from crystalforge.common.errors import InputError
 from crystalforge.crystal import Crystal
-from crystalforge.stages.export import ExportSettings, export_training_set, limits, pick
+from crystalforge.tools.export import ExportSettings, export_training_set, limits, pick
 
 pytest.importorskip("matgl")
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "active-learning.md"
@@ -48,9 +48,9 @@ def write_known(path: Path) -> None:
 def write_run(out: Path) -> None:
     """A real evaluation of a handful of crystals: one not built, one of overlapping atoms, one twice."""
     from crystalforge.evaluation.config import EvaluateConfig
-    from crystalforge.evaluation.metrics import evaluate_samples
-    from crystalforge.evaluation.reference import Reference
-    from crystalforge.evaluation.samples import SampleSet
+    from crystalforge.evaluation.drawing.samples import SampleSet
+    from crystalforge.evaluation.evaluate import evaluate_samples
+    from crystalforge.evaluation.matching.reference import Reference
     from crystalforge.rewards import build, parse
 
     crystals = [salt(5.7, 11, 17), salt(4.3, 12, 8), None, salt(1.0, 11, 17), salt(5.7, 11, 17), salt(5.7, 20, 16)]
@@ -141,7 +141,7 @@ def test_judges_may_be_columns_and_one_may_teach(walked: tuple[Path, list[dict]]
 
 def test_an_interrupted_relaxation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from crystalforge.potentials import relax as module
-    from crystalforge.stages import export
+    from crystalforge.tools import export
 
     calls = []
 

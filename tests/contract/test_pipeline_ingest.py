@@ -13,10 +13,10 @@ import pytest
 from crystalforge.config import Config, from_sections
 from crystalforge.data.ingest import SHARDS_VARIABLE
 from crystalforge.data.sources.tables import embedded
+from crystalforge.platform.run import execute
 from crystalforge.stages.ingest import ingest
 from crystalforge.stages.ingest_part import ingest_part
 from crystalforge.stages.ingest_plan import ingest_plan
-from crystalforge.stages.run import execute
 from pipelines.arguments import arguments
 from pipelines.catalog import PIPELINES
 from pipelines.cluster import ClusterConfig

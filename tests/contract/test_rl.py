@@ -12,7 +12,7 @@ import torch
 from crystalforge.common.errors import InputError
 from crystalforge.model.checkpoint import load_model, save_model
 from crystalforge.model.config import ModelConfig
-from crystalforge.model.constraints import Constraints
+from crystalforge.model.constraints.constraints import Constraints
 from crystalforge.model.network import CrystalFormer
 from crystalforge.rewards.protocol import Reward
 from crystalforge.rl import journal

@@ -25,7 +25,7 @@ from crystalforge.crystal.convert import to_crystals
 from crystalforge.data.store import TokenStore
 from crystalforge.model.checkpoint import load_model
 from crystalforge.model.config import ModelConfig
-from crystalforge.model.sampler import sample
+from crystalforge.model.sampling.sampler import sample
 from crystalforge.rl.config import FinetuneConfig, MonitorConfig
 from crystalforge.rl.finetune import finetune
 from crystalforge.rl.testing import ElementReward

@@ -31,15 +31,15 @@ from crystalforge.crystal.convert import to_crystals
 from crystalforge.data.config import DataConfig
 from crystalforge.data.ingest import ingest
 from crystalforge.data.sources.tables import embedded
-from crystalforge.integrations import mlflow as tracking
 from crystalforge.integrations.dvc import data_version
+from crystalforge.integrations.mlflow import tracking
 from crystalforge.model.checkpoint import load_model, save_model, weights_hash
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import CrystalFormer
-from crystalforge.model.sampler import sample
+from crystalforge.model.sampling.sampler import sample
+from crystalforge.platform.fetch import fetch
+from crystalforge.platform.promote import PromotionGates, promote
 from crystalforge.rewards import Status, build, parse
-from crystalforge.stages.fetch import fetch
-from crystalforge.stages.promote import PromotionGates, promote
 from serving.launcher import TritonServer, available
 from serving.materialize import materialize, publish
 from serving.repository import ModelSettings

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from crystalforge.integrations.triton import ClientConfig, RemoteReward
+from crystalforge.integrations.triton.client import ClientConfig, RemoteReward
 from crystalforge.rewards import RewardUnavailable
 from crystalforge.rewards.golden import MODEL_TOLERANCE, golden_crystals, verify
 

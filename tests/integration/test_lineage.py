@@ -16,13 +16,13 @@ import yaml
 
 from crystalforge.config import Config, from_sections
 from crystalforge.crystal.convert import to_crystals
-from crystalforge.integrations import mlflow as tracking
+from crystalforge.integrations.mlflow import tracking
 from crystalforge.model.checkpoint import load_model, weights_hash
-from crystalforge.model.sampler import sample
+from crystalforge.model.sampling.sampler import sample
+from crystalforge.platform.fetch import fetch
 from crystalforge.rewards import build
 from crystalforge.rewards.golden import golden_values
 from crystalforge.stages.evaluate import evaluate
-from crystalforge.stages.fetch import fetch
 from crystalforge.stages.finetune import finetune
 from crystalforge.stages.ingest import ingest
 from crystalforge.stages.pretrain import pretrain

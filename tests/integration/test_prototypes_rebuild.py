@@ -16,14 +16,14 @@ from crystalforge.data.sources.tables import REFERENCE, embedded
 from crystalforge.data.substitution import decorations, prototypes
 from crystalforge.potentials.config import CHGNetConfig
 from crystalforge.potentials.load import load
-from crystalforge.stages.prototype_volume import DECIMALS
-from crystalforge.stages.prototypes import (
+from crystalforge.prototypes.build import (
     MAX_E_ABOVE_HULL,
     MAX_E_ABOVE_HULL_ORIGINAL,
     ON_HULL,
     Row,
     prototype_rows,
 )
+from crystalforge.prototypes.volume import DECIMALS
 from crystalforge.thermo.hull import HullStore
 
 pytest.importorskip("chgnet", reason="crystalforge[potentials] is not installed")

@@ -15,12 +15,12 @@ import pytest
 from crystalforge.crystal import Crystal
 from crystalforge.crystal.convert import tokenize_many
 from crystalforge.evaluation.config import EvaluateConfig
-from crystalforge.evaluation.metrics import evaluate_samples
-from crystalforge.evaluation.reference import Reference
+from crystalforge.evaluation.drawing.samples import SampleSet
+from crystalforge.evaluation.evaluate import evaluate_samples
+from crystalforge.evaluation.matching.reference import Reference
+from crystalforge.evaluation.metrics.summary import summarise
 from crystalforge.evaluation.report import write_report
 from crystalforge.evaluation.report.pictures import DESKTOP, PHONE, chromium
-from crystalforge.evaluation.samples import SampleSet
-from crystalforge.evaluation.summary import summarise
 from crystalforge.rewards.protocol import RewardVersion, Scores, Status
 
 pytestmark = pytest.mark.browser

@@ -20,7 +20,7 @@ from crystalforge.data.store import Rows, TokenStore
 from crystalforge.model.checkpoint import load_model, save_model, weights_hash
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import CrystalFormer
-from crystalforge.model.parity import fixture_tokens, load_fixture
+from crystalforge.model.published.parity import fixture_tokens, load_fixture
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 FIXTURE = Path(__file__).parents[1] / "parity" / "model_tiny.npz"

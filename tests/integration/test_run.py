@@ -77,7 +77,7 @@ def test_the_tracking_server_has_the_run_and_the_registry_a_model_that_samples(u
     import mlflow
     import pandas as pd
 
-    from crystalforge.integrations import mlflow as tracking
+    from crystalforge.integrations.mlflow import tracking
 
     uri = f"sqlite:///{undisturbed}/runs/mlflow.db"
     api = tracking.client(uri)

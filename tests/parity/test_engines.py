@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from crystalforge.data.store import Rows, TokenStore
-from crystalforge.model.parity import fixture_tokens, load_fixture
+from crystalforge.model.published.parity import fixture_tokens, load_fixture
 
 pytest.importorskip("deepspeed", reason="pip install 'crystalforge[training]' brings DeepSpeed")
 

@@ -11,10 +11,10 @@ import torch
 
 from crystalforge.common.errors import InputError
 from crystalforge.model.batch import TokenBatch
-from crystalforge.model.haiku import from_haiku, to_haiku
 from crystalforge.model.likelihood import log_prob
 from crystalforge.model.network import CrystalFormer
-from crystalforge.model.parity import check, fixture_config, fixture_tokens, haiku_parameters, load_fixture
+from crystalforge.model.published.haiku import from_haiku, to_haiku
+from crystalforge.model.published.parity import check, fixture_config, fixture_tokens, haiku_parameters, load_fixture
 from crystalforge.training.config import OptimizerConfig
 from crystalforge.training.engine import TorchEngine
 

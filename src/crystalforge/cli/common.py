@@ -40,11 +40,13 @@ DataOption = Annotated[Path, typer.Option("--data", help="Output directory of `i
 
 BASE = typer.Option("--base", help="Output directory of `pretrain`, or the name of a shipped model, such as mp20.")
 
-BaseOption, MaybeBaseOption = Annotated[Path, BASE], Annotated[Path | None, BASE]
+BaseOption = Annotated[Path, BASE]
+MaybeBaseOption = Annotated[Path | None, BASE]
 
 TUNED = typer.Option("--tuned", help="Output directory of `finetune`.")
 
-TunedOption, MaybeTunedOption = Annotated[Path, TUNED], Annotated[Path | None, TUNED]
+TunedOption = Annotated[Path, TUNED]
+MaybeTunedOption = Annotated[Path | None, TUNED]
 
 STAGES, TOOLS, PLATFORM = "Stages", "Tools", "Platform"
 
@@ -60,7 +62,7 @@ ProcessesOption = Annotated[int | None, typer.Option("--processes", "-j", help="
 def load_config(config: Path | None, assignments: list[str] | None, recipe: str | None = None) -> Config:
     """The configuration in a file, or in the recipe of a name, with assignments of single values. Raises InputError."""
     from crystalforge.config import load
-    from crystalforge.stages.recipes import find_recipe
+    from crystalforge.platform.recipes import find_recipe
 
     return load(config if recipe is None else find_recipe(recipe), assignments or [])
 
@@ -80,14 +82,13 @@ def show(value: Any) -> None:
 def run_stage(name: str, config: Path | None, set_: list[str] | None, replace: bool, out: Path, **inputs: Any) -> None:
     """Run one stage and print its record; `replace` drops outputs of another configuration first."""
     import shutil
-    from importlib import import_module
 
-    from crystalforge.stages.base import StaleOutputs, leads
+    from crystalforge.stages.base import StaleOutputs, find_stage, leads
     from crystalforge.stages.models import find_base
 
     if inputs.get("base") is not None:
         inputs["base"] = find_base(inputs["base"])
-    function = getattr(import_module(f"crystalforge.stages.{name}"), name)
+    function = find_stage(name)
     resolved = load_config(config, set_)
     try:
         record = function(resolved, **inputs, out=out)

@@ -49,7 +49,7 @@ def submit(
     algorithm: Annotated[list[str] | None, typer.Option(help="sweep: one algorithm, such as rloo. Repeatable.")] = None,
 ) -> None:
     """Compile a pipeline with these parameters, and run it: here, or by Kubeflow Pipelines."""
-    from crystalforge.stages.submit import submit as execute
+    from crystalforge.platform.submit import submit as execute
 
     show(
         execute(
@@ -80,8 +80,8 @@ def promote(
     min_unique: Annotated[float, typer.Option(min=0, max=1, help="Share of unique crystals, lower bound.")] = 0.5,
 ) -> None:
     """Move an alias when the evaluation's gates are passed; exit code 1 when one is not. The version says why."""
-    from crystalforge.stages.promote import PromotionGates
-    from crystalforge.stages.promote import promote as execute
+    from crystalforge.platform.promote import PromotionGates
+    from crystalforge.platform.promote import promote as execute
 
     gates = PromotionGates(metric=metric, margin=margin, smallest_unique=min_unique)
     verdict = execute(load_config(config, set_), gates, source=source, target=target)
@@ -131,7 +131,7 @@ def study(
     set_: SetOption = None,
 ) -> None:
     """One base model tuned in several ways with several seeds, judged side by side; prints the table."""
-    from crystalforge.stages.study import study as execute
+    from crystalforge.studies.study import study as execute
 
     found = execute(load_config(config, set_, recipe), out)
     print(Path(found["table"]).read_text())
@@ -196,8 +196,8 @@ def export_training_set(
 ) -> None:
     """Crystals that judges disagree on most, relaxed and labelled: extra rows for train-predictor."""
     from crystalforge.stages.evaluate import named_paths
-    from crystalforge.stages.export import ExportSettings, limits
-    from crystalforge.stages.export import export_training_set as execute
+    from crystalforge.tools.export import ExportSettings, limits
+    from crystalforge.tools.export import export_training_set as execute
 
     settings = ExportSettings(
         label=label,

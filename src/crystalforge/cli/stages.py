@@ -38,8 +38,8 @@ def run(
     """The main job: all five stages, run here as one pipeline."""
     import os
 
+    from crystalforge.platform.run import run as execute
     from crystalforge.stages.base import end_with
-    from crystalforge.stages.run import run as execute
 
     if end_with_parent:
         end_with(os.getppid())

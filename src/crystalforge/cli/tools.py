@@ -20,7 +20,7 @@ def figures(
     out: OutOption,
 ) -> None:
     """The paper's figures 2 to 6 and tables S2 and S3 of finished evaluations, as files."""
-    from crystalforge.stages.figures import figures as execute
+    from crystalforge.studies.figures import figures as execute
 
     show(execute(runs, out))
 
@@ -59,9 +59,9 @@ def sample(
     """Write new crystals to files as they are drawn; an interrupted call goes on."""
     from crystalforge.common.errors import InputError
     from crystalforge.common.settings import read_yaml, validated
-    from crystalforge.model.constraints import Constraints
-    from crystalforge.model.constraints_elements import SETS
-    from crystalforge.stages.tools import sample as execute
+    from crystalforge.model.constraints.constraints import Constraints
+    from crystalforge.model.constraints.elements import SETS
+    from crystalforge.tools.crystals import sample as execute
 
     if precision not in ("float32", "bfloat16", "float64"):
         raise InputError(f"precision {precision!r}", remedy="choose float32, bfloat16 or float64")
@@ -104,7 +104,7 @@ def sample(
 )
 def score(model: ModelOption, sources: SourcesArgument, out: OutOption, processes: ProcessesOption = None) -> None:
     """Log-probability of crystals, whole and by factor, most surprising first."""
-    from crystalforge.stages.tools import score as execute
+    from crystalforge.tools.crystals import score as execute
 
     show(execute(model, sources, out, processes=processes))
 
@@ -112,7 +112,7 @@ def score(model: ModelOption, sources: SourcesArgument, out: OutOption, processe
 @app.command(rich_help_panel=TOOLS, epilog=example("crystalforge tokenize structures/ -o tokens.parquet"))
 def tokenize(sources: SourcesArgument, out: OutOption, processes: ProcessesOption = None) -> None:
     """Tokens of any CIF or parquet files as one parquet file."""
-    from crystalforge.stages.tools import tokenize as execute
+    from crystalforge.tools.crystals import tokenize as execute
 
     show(execute(sources, out, processes=processes))
 
@@ -120,7 +120,7 @@ def tokenize(sources: SourcesArgument, out: OutOption, processes: ProcessesOptio
 @app.command(rich_help_panel=TOOLS, epilog=example("crystalforge parity tests/parity/model_tiny.npz"))
 def parity(file: Annotated[Path, typer.Argument(help="Reference arrays (.npz).")]) -> None:
     """Compare the model with reference arrays; exit code 1 when one differs by more than its tolerance."""
-    from crystalforge.model.parity import check
+    from crystalforge.model.published.parity import check
 
     report, agrees = check(file)
     show(report)
@@ -137,7 +137,7 @@ def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="A published CrystalFormer checkpoint (Haiku pickle).")], out: OutOption
 ) -> None:
     """Published parameters into safetensors; nothing in the pickle is executed."""
-    from crystalforge.model.haiku import import_checkpoint as execute
+    from crystalforge.model.published.haiku import import_checkpoint as execute
 
     show(execute(file, out).model_dump())
 
@@ -151,7 +151,7 @@ def build_prototypes(
     out: OutOption, seed: Annotated[int, typer.Option(min=0, help="Of the substitutions drawn.")] = 0
 ) -> None:
     """Make the embedded data set anew: prototypes, substitution, labels, hull."""
-    from crystalforge.stages.prototypes import build
+    from crystalforge.prototypes.build import build
 
     show(build(out, seed=seed))
 

@@ -13,11 +13,9 @@ directory, and none does again what another has done.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict

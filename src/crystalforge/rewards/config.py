@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from crystalforge.model.constraints import Constraints, Symbols
+from crystalforge.model.constraints.constraints import Constraints, Symbols
 from crystalforge.potentials.config import CHGNetConfig, PotentialConfig
 
 

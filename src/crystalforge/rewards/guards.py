@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float64, Int32
 
 from crystalforge.crystal import Crystal, PackedCrystals
-from crystalforge.model.constraints import Constraints
-from crystalforge.model.constraints_elements import atomic_number
+from crystalforge.model.constraints.constraints import Constraints
+from crystalforge.model.constraints.elements import atomic_number
 from crystalforge.potentials.base import cell_heights
 from crystalforge.potentials.neighbors import neighbor_list
 from crystalforge.rewards.config import Guards

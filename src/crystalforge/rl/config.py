@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from crystalforge.model.constraints import Constraints
+from crystalforge.model.constraints.constraints import Constraints
 from crystalforge.rewards.config import RelaxConfig, RewardConfig
 from crystalforge.training.config import EngineConfig
 

@@ -19,10 +19,10 @@ from jaxtyping import Float64, Int64
 from crystalforge.common.errors import InputError
 from crystalforge.crystal.convert import to_crystals
 from crystalforge.crystal.tokens import Tokens
-from crystalforge.model.constraints import Constraints
-from crystalforge.model.constraints_automaton import feasible_spacegroups
+from crystalforge.model.constraints.automaton import feasible_spacegroups
+from crystalforge.model.constraints.constraints import Constraints
 from crystalforge.model.network import CrystalFormer
-from crystalforge.model.sampler import draw_spacegroups, sample
+from crystalforge.model.sampling.sampler import draw_spacegroups, sample
 from crystalforge.rewards.protocol import Reward, Scores
 from crystalforge.rl import journal
 from crystalforge.rl.journal import Scored

@@ -37,7 +37,7 @@ from crystalforge.crystal import wyckoff as symmetry
 from crystalforge.crystal.tokens import Tokens
 from crystalforge.model.batch import TokenBatch
 from crystalforge.model.checkpoint import load_model, weights_hash
-from crystalforge.model.constraints import Constraints
+from crystalforge.model.constraints.constraints import Constraints
 from crystalforge.model.distributions import symmetrise_lattice
 from crystalforge.model.network import CrystalFormer
 from crystalforge.rewards.protocol import Reward
@@ -242,7 +242,7 @@ def _propose(
     rng: np.random.Generator,
 ) -> Scored:
     """One proposal per chain with its log-probability under the base; scores are still those of `now`."""
-    from crystalforge.model.sampler import sample
+    from crystalforge.model.sampling.sampler import sample
 
     drawn = sample(
         model,

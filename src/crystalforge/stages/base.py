@@ -14,9 +14,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from crystalforge.common.files import atomic_file, sha256_json, write_json
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
-    from crystalforge.integrations.mlflow import StageRun
+    from crystalforge.integrations.mlflow.tracking import StageRun
     from crystalforge.rewards import RewardVersion
 
 RECORD = "stage.json"
@@ -34,7 +35,14 @@ KEY = ".key"  # written first: whose outputs a directory holds, finished or not
 ERROR = "error.json"
 # Settings that say by which means a section's work is done, not what comes of it: they may change when it goes on.
 MEANS = {"pretrain": {"engine", "accumulation"}, "finetune": {"engine"}}
+# Every stage is a function named like its module, in stages/ unless it stands above them.
+ELSEWHERE = {"fetch": "platform", "compare": "studies", "contest": "studies"}
 PIPELINE_VARIABLE = "CRYSTALFORGE_PIPELINE_PID"  # a local pipeline's steps end with the process that runs it
+
+
+def find_stage(name: str) -> Callable[..., dict[str, Any]]:
+    """The function of the stage `name`, imported when it is asked for."""
+    return getattr(import_module(f"crystalforge.{ELSEWHERE.get(name, 'stages')}.{name}"), name)
 
 
 class StaleOutputs(InputError):
@@ -156,7 +164,7 @@ class Stage:
     def _open_record(self) -> StageRun | None:
         if not self.config.tracking.enabled:
             return None
-        from crystalforge.integrations import mlflow as tracking
+        from crystalforge.integrations.mlflow import tracking
 
         root = Path(self.config.tracking.directory)
         uri = tracking.tracking_uri(self.config.tracking.uri, root)

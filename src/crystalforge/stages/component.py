@@ -7,12 +7,11 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from crystalforge.common.errors import InputError
-from crystalforge.stages.base import PIPELINE_VARIABLE, end_with, read_record, reporting
+from crystalforge.stages.base import PIPELINE_VARIABLE, end_with, find_stage, read_record, reporting
 
 # What serves to resume, or to do less another time, is many times the outputs' size; it stays in the workspace.
 NOT_HANDED_OVER = shutil.ignore_patterns("checkpoint*", "service", "*.tmp", "chunks", "journal*", "shards", "downloads")
@@ -74,8 +73,7 @@ def execute(
 
             record = launch(stage, config, trainjob, Path(workspace), places, out=out)
         else:
-            function = getattr(import_module(f"crystalforge.stages.{stage}"), stage)
-            record = function(config, **places, **(options or {}), out=out)
+            record = find_stage(stage)(config, **places, **(options or {}), out=out)
         if Path(outputs).exists():
             shutil.rmtree(outputs)
         shutil.copytree(out, outputs, ignore=NOT_HANDED_OVER)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from crystalforge.config import Config
     from crystalforge.crystal import Crystal
     from crystalforge.data.store import TokenStore
-    from crystalforge.evaluation.reference import Reference
-    from crystalforge.evaluation.samples import Source
+    from crystalforge.evaluation.drawing.samples import Source
+    from crystalforge.evaluation.matching.reference import Reference
     from crystalforge.rewards import Reward
 
 TABLE, SUMMARY, REPORT, HISTORIES = "crystals.parquet", "summary.json", "report.html", "histories.json"
@@ -85,14 +85,14 @@ def evaluate(
     with Stage("evaluate", config, out, sections=sections, inputs=inputs, options=options) as stage:
         if stage.finished is None:
             from crystalforge.data.store import TokenStore
-            from crystalforge.evaluation.metrics import CHUNKS, evaluate_samples
-            from crystalforge.evaluation.relaxing import PotentialRelaxer
+            from crystalforge.evaluation.evaluate import CHUNKS, evaluate_samples
+            from crystalforge.evaluation.judging.relaxing import PotentialRelaxer
+            from crystalforge.evaluation.metrics.sets import set_metrics
+            from crystalforge.evaluation.metrics.summary import summarise
             from crystalforge.evaluation.report.write import write_report
-            from crystalforge.evaluation.sets import set_metrics
-            from crystalforge.evaluation.summary import summarise
+            from crystalforge.integrations.triton.service import open_reward
             from crystalforge.rewards import build
             from crystalforge.rl.rollout import weights_within
-            from crystalforge.stages.service import open_reward
 
             store = TokenStore.open(data / "store")
             settings = config.evaluate
@@ -178,8 +178,8 @@ def _seed(config: Config, entry: Entry) -> int:
 
 
 def _source(config: Config, entry: Entry, first: Entry, weights: Float64[np.ndarray, " 230"], seed: int) -> Source:
-    from crystalforge.evaluation.generate import ModelSource
-    from crystalforge.evaluation.samples_file import read_samples
+    from crystalforge.evaluation.drawing.files import read_samples
+    from crystalforge.evaluation.drawing.generate import ModelSource
 
     if entry.samples:
         return read_samples(entry.label, entry.path, seed=seed)
@@ -198,7 +198,7 @@ def _source(config: Config, entry: Entry, first: Entry, weights: Float64[np.ndar
 def _reference(config: Config, store: TokenStore, first: Entry) -> Reference:
     """The known crystals, and those that the first model was trained on, where these are other ones."""
     from crystalforge.data.store import TokenStore
-    from crystalforge.evaluation.reference import Reference
+    from crystalforge.evaluation.matching.reference import Reference
 
     if config.evaluate.reference is None:
         reference = Reference.from_store(store)

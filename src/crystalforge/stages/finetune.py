@@ -87,7 +87,7 @@ def one_reward(config: Config, out: Path, ranks: Ranks) -> Iterator[Reward]:
     A server that is not there yet is started by the first rank, for the ranks of its node. Raises InputError when
     there are others.
     """
-    from crystalforge.stages.service import URL_VARIABLE, local_server, open_reward
+    from crystalforge.integrations.triton.service import URL_VARIABLE, local_server, open_reward
 
     with ExitStack() as stack:
         served = os.environ.get(URL_VARIABLE) or config.service.url or config.service.mode == "in-process"

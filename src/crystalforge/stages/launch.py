@@ -27,8 +27,8 @@ def launch(
     """
     import json
 
-    from crystalforge.integrations.trainjob import TrainJobs
-    from crystalforge.integrations.trainjob_manifest import TrainJobConfig, job_name
+    from crystalforge.integrations.trainjob.jobs import TrainJobs
+    from crystalforge.integrations.trainjob.manifest import TrainJobConfig, job_name
 
     settings = validated(TrainJobConfig, json.loads(trainjob), source="trainjob_config")
     arguments = [stage, "--config", str(workspace / f"{stage}.yaml")]

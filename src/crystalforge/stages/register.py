@@ -51,7 +51,7 @@ def register(config: Config, base: Path, tuned: Path, evaluation: Path, out: Pat
             record = read_record(directory, choice)
             outcome: dict[str, Any] = {"model": choice, "reason": reason, "weights": str(directory / "model")}
             if stage.run is not None:
-                from crystalforge.integrations.mlflow import register_generator
+                from crystalforge.integrations.mlflow.tracking import register_generator
 
                 judged = read_record(evaluation, "evaluation")
                 began = read_record(base, "base")

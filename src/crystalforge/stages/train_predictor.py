@@ -44,7 +44,7 @@ def train_predictor(config: Config, out: Path, data_version: str | None = None) 
         options["initial"] = {path.name: sha256_file(path) for path in _files(settings.initial)}
     with Stage("train_predictor", config, out, sections=("seed", "predictor"), options=options) as stage:
         if stage.finished is None:
-            from crystalforge.potentials.predictor import train_predictor as run
+            from crystalforge.potentials.predictor.predictor import train_predictor as run
 
             result = run(settings, out / "predictor", seed=config.seed, on_metrics=stage.on_metrics)
             metrics = result.metrics | split_errors(result.parity, settings.targets)
@@ -56,7 +56,7 @@ def train_predictor(config: Config, out: Path, data_version: str | None = None) 
             )
             outcome: dict[str, Any] = dict(metrics)
             if stage.run is not None:
-                from crystalforge.integrations.mlflow import register_files
+                from crystalforge.integrations.mlflow.tracking import register_files
 
                 name = config.register_.predictor
                 tags = lineage | {"model_hash": content, "training_run_id": stage.run.run_id}
@@ -81,7 +81,7 @@ def split_errors(table: Path, targets: tuple[str, ...]) -> dict[str, float]:
     how much less it is than that of predicting the training median (paired). For dielectric tensors the same of the
     constant (mean eigenvalue), as mae_test_constant, baseline_mae_test_constant and so on. 95 %, Student's t.
     """
-    from crystalforge.evaluation.statistics import mean
+    from crystalforge.evaluation.metrics.statistics import mean
 
     parts = read_parity(table, targets)
     pairs = {"": (parts["test"], np.median(parts["train"][0], axis=0))}

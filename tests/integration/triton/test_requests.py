@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crystalforge.crystal import Crystal
-from crystalforge.integrations.triton_wire import canary, encode
+from crystalforge.integrations.triton.wire import canary, encode
 from crystalforge.rewards import RewardUnavailable, Status
 from serving.launcher import TritonServer
 from serving.testing import EXIT, NAN, RAISE, crystal, crystals, lengths, says_nothing_of, send_raw

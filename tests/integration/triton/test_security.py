@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crystalforge.integrations.triton import ClientConfig, RemoteReward
+from crystalforge.integrations.triton.client import ClientConfig, RemoteReward
 from crystalforge.rewards import RewardUnavailable
 from serving.launcher import ServerSecurity, TritonServer
 from serving.testing import Authority, crystals, lengths, says_nothing_of, size_reward

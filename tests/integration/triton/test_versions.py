@@ -10,9 +10,9 @@ import pytest
 
 from crystalforge.common.errors import InputError
 from crystalforge.config import Config
-from crystalforge.integrations.triton import RemoteReward
+from crystalforge.integrations.triton.client import RemoteReward
+from crystalforge.integrations.triton.service import PIN, open_reward
 from crystalforge.rewards import Reward, RewardUnavailable
-from crystalforge.stages.service import PIN, open_reward
 from serving.launcher import TritonServer
 from serving.repository import ModelSettings
 from serving.testing import crystals, lengths, size_reward

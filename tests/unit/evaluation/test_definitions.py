@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from crystalforge.crystal import Crystal
-from crystalforge.evaluation.judging import match_all
+from crystalforge.evaluation.judging.judge import match_all
+from crystalforge.evaluation.matching.reference import Reference
 from crystalforge.evaluation.protocols import PROTOCOLS, MatcherSettings
-from crystalforge.evaluation.reference import Reference
 from crystalforge.evaluation.testing import brute_groups, brute_novel, composition_is_valid, structure_is_valid
 from crystalforge.evaluation.validity import composition_valid, structure_valid
 

@@ -13,17 +13,17 @@ import pytest
 from crystalforge.common.errors import InputError
 from crystalforge.crystal.convert import tokenize_many
 from crystalforge.evaluation.config import EvaluateConfig
-from crystalforge.evaluation.metrics import evaluate_samples
+from crystalforge.evaluation.drawing.samples import SampleSet
+from crystalforge.evaluation.evaluate import evaluate_samples
+from crystalforge.evaluation.judging.scoring import judged_by
+from crystalforge.evaluation.matching.reference import Reference
+from crystalforge.evaluation.metrics.pareto import CONSTANT, GAP, pareto_front
+from crystalforge.evaluation.metrics.spacegroups import by_spacegroup, fourteen_groups
+from crystalforge.evaluation.metrics.summary import estimate, measure
 from crystalforge.evaluation.paper.runs import gather
 from crystalforge.evaluation.paper.tables import candidates, retrieval
-from crystalforge.evaluation.pareto import CONSTANT, GAP, pareto_front
-from crystalforge.evaluation.reference import Reference
-from crystalforge.evaluation.samples import SampleSet
-from crystalforge.evaluation.scoring import judged_by
-from crystalforge.evaluation.spacegroups import by_spacegroup, fourteen_groups
-from crystalforge.evaluation.summary import estimate, measure
 from crystalforge.rewards.protocol import Scores
-from crystalforge.stages.figures import figures
+from crystalforge.studies.figures import figures
 from tests.unit.evaluation.conftest import RuleReward
 
 KNOWN = 8  # of the prototypes are known crystals

@@ -14,11 +14,11 @@ import pytest
 
 from crystalforge.crystal import Crystal
 from crystalforge.evaluation.config import EvaluateConfig
-from crystalforge.evaluation.metrics import evaluate_samples
-from crystalforge.evaluation.reference import Reference
-from crystalforge.evaluation.relaxing import PotentialRelaxer
-from crystalforge.evaluation.samples import SampleSet
-from crystalforge.evaluation.summary import summarise
+from crystalforge.evaluation.drawing.samples import SampleSet
+from crystalforge.evaluation.evaluate import evaluate_samples
+from crystalforge.evaluation.judging.relaxing import PotentialRelaxer
+from crystalforge.evaluation.matching.reference import Reference
+from crystalforge.evaluation.metrics.summary import summarise
 from crystalforge.potentials.base import Prediction
 from crystalforge.rewards.protocol import RewardVersion, Scores, Status
 

@@ -10,15 +10,15 @@ import pytest
 
 from crystalforge.crystal import Crystal
 from crystalforge.evaluation.config import EvaluateConfig
-from crystalforge.evaluation.metrics import evaluate_samples
-from crystalforge.evaluation.reference import Reference
+from crystalforge.evaluation.drawing.samples import SampleSet
+from crystalforge.evaluation.evaluate import evaluate_samples
+from crystalforge.evaluation.matching.reference import Reference
+from crystalforge.evaluation.metrics.summary import summarise
 from crystalforge.evaluation.report import write_report
 from crystalforge.evaluation.report.candidates import choose
 from crystalforge.evaluation.report.cif import symmetrised
 from crystalforge.evaluation.report.elements import ELEMENTS
 from crystalforge.evaluation.report.figures import spacegroup_symbol
-from crystalforge.evaluation.samples import SampleSet
-from crystalforge.evaluation.summary import summarise
 
 NASTY = "</script><b>tuned & co"
 

@@ -10,14 +10,14 @@ import pytest
 
 from crystalforge.crystal.convert import tokenize_many
 from crystalforge.evaluation.config import EvaluateConfig
-from crystalforge.evaluation.metrics import evaluate_samples
-from crystalforge.evaluation.reference import Reference
-from crystalforge.evaluation.relaxing import Relaxations
+from crystalforge.evaluation.drawing.samples import SampleSet
+from crystalforge.evaluation.evaluate import evaluate_samples
+from crystalforge.evaluation.judging.relaxing import Relaxations
+from crystalforge.evaluation.matching.reference import Reference
+from crystalforge.evaluation.metrics.summary import summarise
 from crystalforge.evaluation.report import sections, write_report
 from crystalforge.evaluation.report.candidates import choose
 from crystalforge.evaluation.report.judges import agreement, pareto
-from crystalforge.evaluation.samples import SampleSet
-from crystalforge.evaluation.summary import summarise
 from crystalforge.rewards.protocol import Scores
 from tests.unit.evaluation.conftest import RuleReward
 

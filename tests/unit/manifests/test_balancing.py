@@ -9,7 +9,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from crystalforge.integrations.triton import ClientConfig, RemoteReward
+from crystalforge.integrations.triton.client import ClientConfig, RemoteReward
 from crystalforge.rewards import RewardUnavailable
 
 

@@ -17,7 +17,7 @@ from crystalforge.model.config import ModelConfig
 from crystalforge.model.distributions import coord_log_density
 from crystalforge.model.likelihood import impossible, log_prob
 from crystalforge.model.network import CrystalFormer
-from crystalforge.model.parity import fixture_tokens, load_fixture
+from crystalforge.model.published.parity import fixture_tokens, load_fixture
 
 TINY = ModelConfig(
     layers=1, heads=2, head_size=4, width=8, embedding=4, first_wyckoff_hidden=8, max_sites=4, atom_types=3

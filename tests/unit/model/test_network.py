@@ -12,7 +12,7 @@ from crystalforge.model.batch import TokenBatch
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.likelihood import log_prob
 from crystalforge.model.network import TOKENS_PER_SITE, CrystalFormer
-from crystalforge.model.parity import fixture_tokens, load_fixture
+from crystalforge.model.published.parity import fixture_tokens, load_fixture
 
 SMALL = ModelConfig(layers=2, heads=3, head_size=8, width=16, embedding=8, first_wyckoff_hidden=16)
 FIXTURE = Path(__file__).parents[2] / "parity" / "model_tiny.npz"

@@ -11,7 +11,7 @@ from kfp import compiler
 
 from crystalforge.common.errors import InputError
 from crystalforge.common.settings import read_yaml, validated
-from crystalforge.integrations.trainjob_manifest import TrainJobConfig
+from crystalforge.integrations.trainjob.manifest import TrainJobConfig
 from pipelines.catalog import PIPELINES
 from pipelines.cluster import ClusterConfig, SecretEnv, StepResources, Toleration
 

@@ -15,7 +15,7 @@ import yaml
 
 from crystalforge.common.errors import InputError
 from crystalforge.config import Config
-from crystalforge.stages.submit import submit
+from crystalforge.platform.submit import submit
 
 API = "/apis/v2beta1"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from crystalforge.common.errors import InputError
 from crystalforge.crystal import Crystal
-from crystalforge.model.constraints import Constraints
+from crystalforge.model.constraints.constraints import Constraints
 from crystalforge.potentials.base import cell_heights
 from crystalforge.rewards import build, parse
 from crystalforge.rewards.base import value_settings

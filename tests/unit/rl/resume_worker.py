@@ -18,7 +18,7 @@ import torch
 
 from crystalforge.crystal.convert import to_crystals
 from crystalforge.model.checkpoint import load_model
-from crystalforge.model.sampler import sample
+from crystalforge.model.sampling.sampler import sample
 from crystalforge.rl.config import FinetuneConfig, MonitorConfig
 from crystalforge.rl.finetune import finetune
 from crystalforge.rl.testing import ElementReward

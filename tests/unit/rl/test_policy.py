@@ -8,7 +8,7 @@ import torch
 
 from crystalforge.model.batch import TokenBatch
 from crystalforge.model.likelihood import log_prob
-from crystalforge.model.sampler import sample
+from crystalforge.model.sampling.sampler import sample
 from crystalforge.rl import objective
 from crystalforge.rl.policy import improve, make_plan, measure
 from crystalforge.training.config import OptimizerConfig

@@ -7,7 +7,7 @@ import pytest
 
 from crystalforge.common.errors import InputError
 from crystalforge.crystal import wyckoff as symmetry
-from crystalforge.model.sampler import sample
+from crystalforge.model.sampling.sampler import sample
 from crystalforge.rl import journal
 from crystalforge.rl.search import MOVES, SearchConfig, best, search, step_tokens, tilted_weights
 from crystalforge.rl.testing import ElementReward

@@ -20,7 +20,7 @@ from crystalforge.data.store import Rows, TokenStore
 from crystalforge.model.checkpoint import load_model, save_model, weights_hash
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import CrystalFormer
-from crystalforge.model.sampler import sample
+from crystalforge.model.sampling.sampler import sample
 from crystalforge.rewards import parse
 from crystalforge.rewards.golden import golden_crystals
 from crystalforge.stages.finetune import finetune, held_out_judge, known_to, relaxer_of

@@ -14,13 +14,13 @@ from crystalforge.common.errors import InputError
 from crystalforge.crystal.tokens import Tokens
 from crystalforge.data.fingerprint import fingerprints
 from crystalforge.data.store import Rows, TokenStore
-from crystalforge.evaluation.reference import Reference
+from crystalforge.evaluation.matching.reference import Reference
 from crystalforge.model.checkpoint import load_model, save_model
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import CrystalFormer
-from crystalforge.model.sampler import sample
+from crystalforge.model.sampling.sampler import sample
 from crystalforge.stages.models import find_base, find_model, shipped, spacegroup_weights, training_fingerprints
-from crystalforge.stages.tools import sample as sample_to_files
+from crystalforge.tools.crystals import sample as sample_to_files
 
 LARGEST = 20 * 2**20  # bytes of a shipped model: it travels with every checkout
 

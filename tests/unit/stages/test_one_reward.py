@@ -8,9 +8,9 @@ import pytest
 
 from crystalforge.common.errors import InputError
 from crystalforge.config import from_sections
+from crystalforge.integrations.triton.service import URL_VARIABLE
 from crystalforge.rewards import build
 from crystalforge.stages.finetune import one_reward
-from crystalforge.stages.service import URL_VARIABLE
 from crystalforge.training.ranks import ALONE, Ranks
 
 REWARD = {"kind": "custom", "name": "flat", "function": "builtins:len"}

@@ -12,7 +12,7 @@ import pytest
 
 from crystalforge.common.errors import InputError
 from crystalforge.config import Config, from_sections
-from crystalforge.integrations import mlflow as tracking
+from crystalforge.integrations.mlflow import tracking
 from crystalforge.stages.base import StaleOutputs
 from crystalforge.stages.train_predictor import split_errors, train_predictor
 

@@ -10,7 +10,7 @@ import pytest
 
 from crystalforge.crystal.tokens import Tokens
 from crystalforge.data.store import Rows, TokenStore
-from crystalforge.model.parity import fixture_tokens, load_fixture
+from crystalforge.model.published.parity import fixture_tokens, load_fixture
 
 FIXTURE = Path(__file__).parents[2] / "parity" / "model_tiny.npz"
 

@@ -17,7 +17,7 @@ from crystalforge.common.errors import InputError, missing_extra
 from crystalforge.crystal import ATOM_TYPES, Tokens, wyckoff
 from crystalforge.data.config import SPLITS
 from crystalforge.data.sources.base import Record, Unusable
-from crystalforge.model.haiku_pickle import read_pickled_array
+from crystalforge.model.published.restricted_pickle import read_pickled_array
 
 FIELDS = ("spacegroup", "lattice", "coords", "element", "wyckoff")
 TAILS: dict[str, tuple[int | None, ...]] = {

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crystalforge.common.errors import InputError
-from crystalforge.evaluation.metrics import TABLE, read_table
+from crystalforge.evaluation.evaluate import TABLE, read_table
 
 PLACES = ("", "evaluate", "evaluation")  # where a run's table may lie, below the directory given
 HISTORIES = "histories.json"

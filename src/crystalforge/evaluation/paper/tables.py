@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from crystalforge.evaluation.metrics.pareto import CONSTANT, GAP
+from crystalforge.evaluation.metrics.spacegroups import by_spacegroup
+from crystalforge.evaluation.metrics.statistics import Estimate
+from crystalforge.evaluation.metrics.summary import METRICS, estimate
 from crystalforge.evaluation.paper.runs import Runs
-from crystalforge.evaluation.pareto import CONSTANT, GAP
 from crystalforge.evaluation.report.figures import spacegroup_symbol
-from crystalforge.evaluation.spacegroups import by_spacegroup
-from crystalforge.evaluation.statistics import Estimate
-from crystalforge.evaluation.summary import METRICS, estimate
 
 Row = dict[str, Any]
 QUANTILES = (0.5, 0.9, 0.99)  # of the baseline's rewards: above these a sample counts in the rows of table S3

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from crystalforge.crystal import Crystal
+from crystalforge.evaluation.judging.scoring import crystals_of
 from crystalforge.evaluation.report.cif import symmetrised
 from crystalforge.evaluation.report.figures import spacegroup_symbol
 from crystalforge.evaluation.report.text import signed
-from crystalforge.evaluation.scoring import crystals_of
 
 
 def choose(table: pa.Table, count: int) -> pa.Table:

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from crystalforge.common.errors import missing_extra
+from crystalforge.evaluation.metrics.spacegroups import SYSTEMS
+from crystalforge.evaluation.metrics.summary import by_label
 from crystalforge.evaluation.report.elements import ELEMENTS, ElementStyle
-from crystalforge.evaluation.spacegroups import SYSTEMS
-from crystalforge.evaluation.summary import by_label
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

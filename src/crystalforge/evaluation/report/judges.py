@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64
 
-from crystalforge.evaluation.pareto import CONSTANT, GAP, pareto_front
+from crystalforge.evaluation.metrics.pareto import CONSTANT, GAP, pareto_front
+from crystalforge.evaluation.metrics.summary import by_label
 from crystalforge.evaluation.report.figures import INK, cycle, plotly, style
-from crystalforge.evaluation.summary import by_label
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crystalforge.common.files import atomic_file
+from crystalforge.evaluation.metrics.summary import by_label
 from crystalforge.evaluation.report import candidates, figures, judges, sections
 from crystalforge.evaluation.report.elements import ELEMENTS
 from crystalforge.evaluation.report.figures import History
 from crystalforge.evaluation.report.text import headline_table, key_values, lede, status_table
-from crystalforge.evaluation.summary import by_label
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -1,0 +1,122 @@
+"""Samples straight from a model, a chunk at a time, with their log-probability under the model and under its base."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float64
+
+from crystalforge.common.files import sha256_json
+from crystalforge.crystal import Tokens
+from crystalforge.evaluation.drawing.samples import SampleSet
+
+if TYPE_CHECKING:
+    from crystalforge.model.constraints.constraints import Constraints
+    from crystalforge.model.network import CrystalFormer
+
+LIKELIHOOD_BATCH = 256  # crystals scored by the base model at a time
+
+
+class ModelSource:
+    """An evaluation's `Source` that draws from the model in directory `model`.
+
+    Its log-probabilities are those of the law really drawn from (temperature, top-p and constraints included), so that
+    their mean excess over the base model's estimates the KL divergence of that law.
+
+    spacegroup_weights: relative frequency of the 230 space groups, normally the training set's. base: directory of
+    the model against which the KL divergence is estimated; the model itself if None. Sample i of a seed is the same
+    whatever the chunks are. Two models with the same seed get the same space groups and random numbers: a comparison
+    that treats them as independent is then on the safe side.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        model: Path,
+        spacegroup_weights: Float64[np.ndarray, " 230"],
+        *,
+        samples: int,
+        seed: int,
+        base: Path | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        constraints: Constraints | None = None,
+        device: str = "cpu",
+    ) -> None:
+        from crystalforge.model.checkpoint import load_model
+
+        self.label, self.seed, self._samples = label, seed, samples
+        self._weights, self._constraints, self._device = spacegroup_weights, constraints, device
+        self._temperature, self._top_p = temperature, top_p
+        self._model = load_model(model, device=device).model
+        self._base = None if base is None or base == model else load_model(base, device=device).model
+
+    @cached_property
+    def model_hash(self) -> str:
+        """Hash of the weights, for the lineage."""
+        from crystalforge.model.checkpoint import weights_hash
+
+        return weights_hash(self._model)
+
+    def identity(self) -> str:
+        """Hash of weights and sampling law."""
+        from crystalforge.model.checkpoint import weights_hash
+
+        return sha256_json(
+            {
+                "model": self.model_hash,
+                "base": None if self._base is None else weights_hash(self._base),
+                "weights": self._weights.tolist(),
+                "temperature": self._temperature,
+                "top_p": self._top_p,
+                "constraints": None if self._constraints is None else self._constraints.model_dump(mode="json"),
+            }
+        )
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def draw(self, first: int, count: int) -> SampleSet:
+        """Samples first .. first + count - 1; the same for the same arguments."""
+        from crystalforge.model.sampling.sampler import draw_spacegroups, sample
+
+        groups = draw_spacegroups(self._weights, count, seed=self.seed, first_index=first)
+        drawn = sample(
+            self._model,
+            groups,
+            seed=self.seed,
+            first_index=first,
+            constraints=self._constraints,
+            temperature=self._temperature,
+            top_p=self._top_p,
+        )
+        if self._base is None:
+            base = drawn.total_log_prob
+        else:
+            base = log_prob_under(self._base, drawn.tokens, device=self._device)
+        return SampleSet.from_tokens(
+            self.label,
+            drawn.tokens,
+            seed=self.seed,
+            first_index=first,
+            log_prob=drawn.total_log_prob_drawn,
+            log_prob_base=base,
+        )
+
+
+def log_prob_under(model: CrystalFormer, tokens: Tokens, *, device: str = "cpu") -> Float64[np.ndarray, " n"]:
+    """Log-probability in nats of token crystals under a model, given their space groups."""
+    import torch
+
+    from crystalforge.model.batch import TokenBatch
+    from crystalforge.model.likelihood import log_prob
+
+    parts = [np.zeros(0)]
+    with torch.no_grad():
+        for first in range(0, len(tokens), LIKELIHOOD_BATCH):
+            batch = TokenBatch.from_tokens(tokens[first : first + LIKELIHOOD_BATCH], device=device).truncated()
+            parts.append(log_prob(model, batch).total.double().cpu().numpy())
+    return np.concatenate(parts)

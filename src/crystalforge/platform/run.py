@@ -1,0 +1,271 @@
+"""The main job on this machine: a pipeline by the workflow engine's own local runner.
+
+`discovery` makes its base model; with `base` in the configuration it is `finetune`, which starts from a model that
+there is.
+
+runs/<id>/config.yaml     what was asked for
+runs/<id>/<stage>/        each stage's directory: an interrupted run goes on from there
+runs/<id>/summary.json    base beside tuned, each figure with its interval
+runs/latest               the newest run
+"""
+
+from __future__ import annotations
+
+import builtins
+import fcntl
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from crystalforge.common.errors import InputError
+from crystalforge.common.files import atomic_file, write_json
+from crystalforge.integrations.triton.service import URL_VARIABLE, local_server
+from crystalforge.platform.pipeline_output import StepOutput
+from crystalforge.stages.base import ERROR, PIPELINE_VARIABLE
+
+if TYPE_CHECKING:
+    from crystalforge.config import Config
+    from pipelines.cluster import ClusterConfig
+
+SUMMARY = "summary.json"
+
+
+def run(config: Config, directory: Path, *, fresh: bool = False) -> Path:
+    """Run all stages in `directory/<id>` and print what came out; returns the run's directory.
+
+    The newest unfinished run of the same configuration goes on where it stopped, unless `fresh`. Raises InputError
+    (or exits with code 2) on a user's mistake; what was computed by then is kept.
+    """
+    # One thread for each process: the reward's instances and the learner share the cores, and small matrices are
+    # slower on two threads than on one.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+    base = None
+    if config.base is not None:
+        from crystalforge.platform.fetch import pinned
+
+        base = pinned(config, config.base)  # a wrong name ends here, not minutes later
+    directory.mkdir(parents=True, exist_ok=True)
+    place = None if fresh else _unfinished(config, directory)
+    if place is None:
+        place = directory / f"{datetime.now():%Y%m%d-%H%M%S}-{config.digest[:6]}"
+        place.mkdir()
+        with atomic_file(place / "config.yaml") as path:
+            path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False))
+    else:
+        print(f"run {place.name} was interrupted: it goes on", file=sys.stderr)
+    _point_latest(directory, place)
+    began = time.monotonic()
+    with locked(place):
+        (place / ERROR).unlink(missing_ok=True)
+        with tracked(config, place), served(config, place):
+            from pipelines.arguments import arguments
+
+            pipeline = pipeline_named("discovery" if base is None else "finetune")
+            execute(pipeline, arguments(pipeline, config, str(place.resolve()), base_model=base), place)
+            summary = _summarise(config, place, seconds=time.monotonic() - began)
+    _print(place, summary)
+    return place
+
+
+def pipeline_named(name: str, cluster: ClusterConfig | None = None) -> Callable[..., Any]:
+    """A pipeline of the catalog, for a cluster or (none) for this machine.
+
+    Raises InputError for an unknown name, or where the workflow engine is not installed.
+    """
+    try:
+        from pipelines.catalog import PIPELINES
+    except ImportError as error:
+        from crystalforge.common.errors import missing_extra
+
+        raise missing_extra("kfp", "pipelines", error) from None
+    if name not in PIPELINES:
+        raise InputError(f"there is no pipeline {name!r}", remedy=f"choose one of {', '.join(PIPELINES)}")
+    return PIPELINES[name](cluster)
+
+
+def execute(pipeline: Callable[..., Any], values: Mapping[str, Any], place: Path) -> None:
+    """Run a pipeline by KFP's local runner in `place`; a step's own error message becomes ours."""
+    from kfp import local
+
+    began, plain = time.time(), builtins.print
+    warnings.filterwarnings("ignore", module="kfp")
+    logging.getLogger("kfp").setLevel(logging.WARNING)
+    os.environ[PIPELINE_VARIABLE] = str(os.getpid())
+    local.init(
+        local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(place / "pipeline"),
+        raise_on_error=True,
+        enable_caching=True,
+    )
+    try:
+        with (place / "pipeline.log").open("a") as log, redirect_stdout(StepOutput(sys.stdout, log)):
+            pipeline(**values)
+    except RuntimeError:
+        # Variants of a sweep have folders of their own below ours; notes of earlier attempts tell nothing.
+        for note in sorted(place.rglob(ERROR)):
+            if note.stat().st_mtime >= began:
+                raise InputError(json.loads(note.read_text())["error"]) from None
+        raise
+    finally:
+        builtins.print = plain  # the engine indents what its steps print, and after parallel ones forgets to stop
+
+
+@contextmanager
+def tracked(config: Config, place: Path) -> Iterator[str | None]:
+    """Open the pipeline's tracked run; its id reaches the stages as the workflow engine would hand it over."""
+    if not config.tracking.enabled:
+        yield None
+        return
+    from crystalforge.integrations.mlflow import tracking
+
+    root = Path(config.tracking.directory)
+    uri = tracking.tracking_uri(config.tracking.uri, root)
+    api = tracking.client(uri)
+    note = place / "mlflow_run_id"
+    known = note.read_text().strip() if note.exists() else None
+    parent = tracking.open_parent(api, config.tracking.experiment, root, place.name, known)
+    note.write_text(parent + "\n")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    os.environ[tracking.PARENT_VARIABLE] = parent
+    try:
+        yield parent
+    except BaseException:
+        api.set_terminated(parent, status="FAILED")
+        raise
+    for name in (SUMMARY, "config.yaml"):
+        if (place / name).exists():
+            api.log_artifact(parent, str(place / name))
+    report = place / "evaluate" / "report.html"
+    if report.exists():
+        api.log_artifact(parent, str(report))
+    api.set_terminated(parent, status="FINISHED")
+
+
+@contextmanager
+def served(config: Config, place: Path) -> Iterator[None]:
+    """One reward server for all stages, started while the first ones work; none where a stage must see to it."""
+    from serving.launcher import available
+
+    wanted = config.service.url is None and URL_VARIABLE not in os.environ and config.service.mode != "in-process"
+    if not wanted or not available()[0]:
+        yield
+        return
+    with local_server(config, place / "service") as server:
+        os.environ[URL_VARIABLE] = server.grpc_url
+        try:
+            yield
+        finally:
+            del os.environ[URL_VARIABLE]
+            write_json(place / "service.json", asdict(server.statistics()))
+
+
+@contextmanager
+def locked(place: Path) -> Iterator[None]:
+    """One process in a run's directory: a killed run's steps need a moment to notice that they are alone."""
+    with (place / ".lock").open("w") as lock:
+        for attempt in range(20):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == 0:
+                    print(f"waiting for another process that works in {place}", file=sys.stderr)
+                time.sleep(0.5)
+        else:
+            raise InputError(
+                "another process works on this run",
+                source=place,
+                remedy="wait for it, or give --fresh for a new run",
+            )
+        yield
+
+
+def _unfinished(config: Config, directory: Path) -> Path | None:
+    """The newest run of this configuration that has no summary yet."""
+    for place in sorted(
+        (path for path in directory.iterdir() if path.is_dir() and not path.is_symlink()), reverse=True
+    ):
+        asked = place / "config.yaml"
+        if asked.exists() and not (place / SUMMARY).exists():
+            same = yaml.safe_load(asked.read_text()) == config.model_dump(mode="json", by_alias=True)
+            return place if same else None
+        if asked.exists():
+            return None
+    return None
+
+
+def _point_latest(directory: Path, place: Path) -> None:
+    link = directory / ".latest"
+    link.unlink(missing_ok=True)
+    link.symlink_to(place.name)
+    os.replace(link, directory / "latest")
+
+
+def _summarise(config: Config, place: Path, seconds: float) -> dict[str, Any]:
+    """Gather what the stages found into `summary.json`, whose presence says that the run is complete."""
+    from crystalforge.stages.base import read_record
+
+    maker = "pretrain" if config.base is None else "fetch"
+    records = {name: read_record(place / name, name) for name in ("ingest", maker, "finetune", "evaluate", "register")}
+    summary = {
+        "run": place.name,
+        "seconds": round(seconds, 1),
+        "seconds_by_stage": {name: record["seconds"] for name, record in records.items()},
+        **json.loads((place / "evaluate" / SUMMARY).read_text()),
+        "registered": records["register"]["metrics"],
+        "report": str(place / "evaluate" / "report.html"),
+        "content": {name: record["content"] for name, record in records.items()},
+    }
+    write_json(place / SUMMARY, summary)
+    return summary
+
+
+def _print(place: Path, summary: dict[str, Any]) -> None:
+    """The table base beside tuned, and where everything is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from crystalforge.evaluation.metrics.summary import METRICS
+
+    base, tuned = summary["models"]["base"], summary["models"]["tuned"]
+    table = Table(title=f"{base['n']:,} crystals from each model, 95 % intervals", title_justify="left")
+    for heading in ("", "base", "fine-tuned", "difference"):
+        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+    for name, (caption, unit, _) in METRICS.items():
+        if name in base["metrics"] and name in tuned["metrics"]:
+            found = (base["metrics"][name], tuned["metrics"][name], summary["comparison"]["tuned"].get(name))
+            shown = [_figure(value, percent=unit == "%") for value in found]
+            table.add_row(f"{caption} {unit}".strip(), *shown)
+    # A log collector is no terminal, and has no width of its own.
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(table)
+    registered = summary["registered"]
+    console.print(f"report      {summary['report']}", soft_wrap=True)
+    console.print(f"summary     {place / SUMMARY}", soft_wrap=True)
+    named = f"{registered['uri']} (version {registered['version']}), " if "uri" in registered else ""
+    maker = "pretrain" if "pretrain" in summary["content"] else "fetch"
+    weights = place / {"base": maker, "tuned": "finetune"}[registered["model"]] / "model"
+    console.print(f"model       {named}{weights}: the {registered['model']} model", soft_wrap=True)
+    console.print(f"time        {summary['seconds']:.0f} s", soft_wrap=True)
+
+
+def _figure(found: dict[str, Any] | None, *, percent: bool) -> str:
+    if found is None or found["value"] is None:
+        return "-"
+    scale, digits = (100, 1) if percent else (1, 3)
+    text = f"{scale * found['value']:.{digits}f}"
+    if found["low"] is None:
+        return text
+    return f"{text}  [{scale * found['low']:.{digits}f}, {scale * found['high']:.{digits}f}]"

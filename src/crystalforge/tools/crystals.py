@@ -1,0 +1,299 @@
+"""What a chemist asks of a model outside a pipeline: tokens of files, likelihood of files, crystals to files."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from crystalforge.common.errors import InputError
+from crystalforge.common.files import atomic_file, sha256_json, write_json
+from crystalforge.common.progress import Progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from crystalforge.crystal import Crystal, Tokens
+    from crystalforge.crystal.convert import Tokenized
+    from crystalforge.model.constraints.constraints import Constraints
+    from crystalforge.model.sampling.sampler import Precision
+    from crystalforge.model.sampling.samples import Samples
+
+PART = 1000  # crystals of one file: what an interrupted sampling loses at most
+LIKELIHOOD_BATCH = 256
+REQUEST = "request.json"
+
+
+def tokenize(sources: Sequence[Path], out: Path, *, processes: int | None = None) -> dict[str, int]:
+    """Tokens of CIF files, directories of them, or parquet files, as the parquet file `out`; one row per crystal.
+
+    Unusable crystals are listed in `out` with the ending .rejects.jsonl. Returns counts. Raises InputError when a
+    source is missing or nothing is usable.
+    """
+    import pyarrow.parquet as pq
+
+    ids, done = _tokens_of(sources, out.with_suffix(".rejects.jsonl"), processes)
+    with atomic_file(out) as temporary:
+        pq.write_table(_token_table([ids[row] for row in done.index], done.tokens), temporary)
+    return {"crystals": len(done.tokens), "rejected": len(ids) - len(done.tokens)}
+
+
+def score(model: Path, sources: Sequence[Path], out: Path, *, processes: int | None = None) -> dict[str, Any]:
+    """log p(crystal | space group) of every crystal under `model`, whole and by factor, most surprising first.
+
+    Columns of the parquet file `out`: id, formula-free token columns, log_prob and log_prob_<factor> in nats,
+    log_prob_per_site. Returns counts and the mean. Raises InputError as `tokenize` does, and when `model` cannot be
+    loaded.
+    """
+    import pyarrow.parquet as pq
+    import torch
+
+    from crystalforge.model.batch import TokenBatch
+    from crystalforge.model.checkpoint import load_model
+    from crystalforge.model.likelihood import log_prob
+    from crystalforge.model.sampling.samples import FACTORS
+    from crystalforge.stages.models import find_model
+
+    network = load_model(find_model(model)).model
+    ids, done = _tokens_of(sources, out.with_suffix(".rejects.jsonl"), processes)
+    tokens = done.tokens.with_slots(network.config.max_sites)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in FACTORS}
+    with Progress("score", len(tokens), unit="crystals") as progress, torch.inference_mode():
+        for first in range(0, len(tokens), LIKELIHOOD_BATCH):
+            batch = TokenBatch.from_tokens(tokens[first : first + LIKELIHOOD_BATCH])
+            found = log_prob(network, batch.truncated())
+            for name in FACTORS:
+                parts[name].append(getattr(found, name).double().numpy())
+            progress.update(len(batch))
+    factors = {name: np.concatenate(values) for name, values in parts.items()}
+    total = np.sum(list(factors.values()), axis=0)
+    table = _token_table([ids[row] for row in done.index], tokens)
+    for name, values in {
+        "log_prob": total,
+        "log_prob_per_site": total / tokens.n_sites,
+        **{f"log_prob_{name}": values for name, values in factors.items()},
+    }.items():
+        table = table.append_column(name, [values])
+    with atomic_file(out) as temporary:
+        pq.write_table(table.take(np.argsort(total)), temporary)
+    return {"crystals": len(tokens), "rejected": len(ids) - len(tokens), "mean_log_prob": float(total.mean())}
+
+
+def sample(
+    model: Path,
+    out: Path,
+    n: int,
+    *,
+    seed: int,
+    spacegroups: Sequence[int] | None = None,
+    weights: Float64[np.ndarray, " 230"] | None = None,
+    constraints: Constraints | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    first_element_temperature: float | None = None,
+    precision: Precision = "float32",
+    cif: bool = False,
+) -> dict[str, Any]:
+    """Write `n` crystals to `out/part-*.parquet` as they are drawn (and, with `cif`, one CIF each to `out/cif`).
+
+    spacegroups: these in turn, equally often; else drawn with `weights`; else as often as in the model's training
+    set. Crystal i depends on (seed, i) alone: a call that is interrupted goes on with the parts that are missing, a
+    larger n adds crystals. Raises InputError when `out` holds crystals of another request.
+    """
+    import pyarrow.parquet as pq
+
+    from crystalforge.crystal.convert import to_crystals
+    from crystalforge.model.checkpoint import load_model, weights_hash
+    from crystalforge.model.sampling.sampler import draw_spacegroups
+    from crystalforge.model.sampling.sampler import sample as draw
+    from crystalforge.stages.models import find_model
+
+    model = find_model(model)
+    loaded = load_model(model)
+    if spacegroups is None and weights is None:
+        weights = _training_weights(model, loaded.info)
+    request = {
+        "model": weights_hash(loaded.model),
+        "seed": seed,
+        "spacegroups": None if spacegroups is None else [int(g) for g in spacegroups],
+        "weights": None if weights is None else sha256_json(weights.tolist()),
+        "constraints": None if constraints is None else constraints.model_dump(mode="json"),
+        "temperature": temperature,
+        "top_p": top_p,
+        "first_element_temperature": first_element_temperature,
+        "precision": precision,
+    }
+    _refuse_other(out, request)
+    built = 0
+    with Progress("sample", n, unit="crystals") as progress:
+        for first in range(0, n, PART):
+            count = min(PART, n - first)
+            path = out / f"part-{first:08d}.parquet"
+            if path.exists() and pq.read_metadata(path).num_rows == count:
+                built += int(np.sum(pq.read_table(path, columns=["built"]).column("built").to_numpy()))
+                progress.update(count, note="found")
+                continue
+            if spacegroups is not None:
+                groups = np.resize(np.asarray(spacegroups, dtype=np.int64), n)[first : first + count]
+            else:
+                assert weights is not None
+                groups = draw_spacegroups(weights, count, seed=seed, first_index=first)
+            samples = draw(
+                loaded.model,
+                groups,
+                seed=seed,
+                first_index=first,
+                constraints=constraints,
+                temperature=temperature,
+                top_p=top_p,
+                first_element_temperature=first_element_temperature,
+                precision=precision,
+            )
+            crystals = to_crystals(samples.tokens)
+            if cif:
+                _write_cifs(out / "cif", samples, crystals)
+            if not first:  # only now is it certain that the request can be met
+                write_json(out / REQUEST, request)
+            with atomic_file(path) as temporary:
+                pq.write_table(_sample_table(samples, crystals), temporary)
+            built += sum(crystal is not None for crystal in crystals)
+            progress.update(count)
+    return {"crystals": n, "built": built, "directory": str(out)}
+
+
+def _tokens_of(sources: Sequence[Path], rejects: Path, processes: int | None) -> tuple[list[str], Tokenized]:
+    """Read and tokenise; the first value names every record, also those that were rejected."""
+    from crystalforge.crystal.convert import tokenize_many
+
+    ids: list[str] = []
+    unusable: dict[int, dict[str, Any]] = {}
+
+    def crystals() -> Iterator[Crystal | None]:
+        from crystalforge.data.sources.base import Unusable
+
+        for record in _records(sources):
+            ids.append(record.id)
+            try:
+                yield record.crystal()
+            except Unusable as error:
+                unusable[len(ids) - 1] = {"file": record.file, "record": record.number, "id": record.id} | {
+                    "reason": error.reason,
+                    "message": str(error),
+                }
+                yield None
+
+    with Progress("tokenize", None, unit="crystals") as progress:
+        done = tokenize_many(crystals(), processes=processes or os.cpu_count() or 1, progress=progress)
+    lines = [
+        unusable.get(reject.index)
+        or {"id": ids[reject.index], "reason": reject.reason, "message": reject.message, "record": reject.index + 1}
+        for reject in done.rejects
+    ]
+    if lines:
+        with atomic_file(rejects) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        print(f"{len(lines)} of {len(ids)} rejected, listed in {rejects}", file=sys.stderr)
+    if not len(done.tokens):
+        raise InputError(
+            f"none of {len(ids)} records is usable" if ids else "there are no records",
+            source=", ".join(map(str, sources)),
+            remedy=f"see {rejects}" if ids else "give CIF files, a directory of them, or a parquet file",
+        )
+    return ids, done
+
+
+def _records(sources: Sequence[Path]) -> Iterator[Any]:
+    from crystalforge.data.cif import split_blocks
+    from crystalforge.data.sources.base import Record, Unusable
+    from crystalforge.data.sources.cif_dir import CifDirectory
+    from crystalforge.data.sources.tables import ParquetRecords
+
+    for path in sources:
+        if path.is_dir():
+            yield from CifDirectory(path, "**/*.cif").records()
+        elif path.suffix == ".parquet":
+            yield from ParquetRecords(path).records()
+        elif path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            blocks = [content for _, content in split_blocks(text)]
+            nothing = Unusable("malformed-cif", "the file has no data block", text[:80])
+            for number, payload in enumerate(blocks or [nothing], start=1):
+                name = path.stem if len(blocks) < 2 else f"{path.stem}#{number}"
+                yield Record(str(path), number, name, payload)
+        else:
+            raise InputError("there is no such file or directory", source=path, remedy="correct the path")
+
+
+def _token_table(ids: Sequence[str], tokens: Tokens) -> pa.Table:
+    import pyarrow as pa
+
+    n = tokens.n_sites
+    return pa.table(
+        {
+            "id": list(ids),
+            "spacegroup": tokens.spacegroup,
+            "n_sites": n,
+            "wyckoff": [row[:k].tolist() for row, k in zip(tokens.wyckoff, n, strict=True)],
+            "element": [row[:k].tolist() for row, k in zip(tokens.element, n, strict=True)],
+            "coords": [row[:k].reshape(-1).tolist() for row, k in zip(tokens.coords, n, strict=True)],
+            "lattice": [row.tolist() for row in tokens.lattice],
+        }
+    )
+
+
+def _sample_table(samples: Samples, crystals: Sequence[Crystal | None]) -> pa.Table:
+    """Tokens, log-probabilities, and the conventional cell in the layout that the parquet source reads."""
+    table = _token_table([str(i) for i in samples.index], samples.tokens).rename_columns({"lattice": "token_lattice"})
+    columns: dict[str, Any] = {
+        "index": samples.index,
+        "built": [crystal is not None for crystal in crystals],
+        "log_prob": samples.total_log_prob,
+        "log_prob_drawn": samples.total_log_prob_drawn,
+        "lattice": [None if crystal is None else crystal.lattice.reshape(-1).tolist() for crystal in crystals],
+        "atomic_numbers": [None if crystal is None else crystal.numbers.tolist() for crystal in crystals],
+        "frac_coords": [None if crystal is None else crystal.frac.reshape(-1).tolist() for crystal in crystals],
+    }
+    for name, values in columns.items():
+        table = table.append_column(name, [values])
+    return table
+
+
+def _write_cifs(directory: Path, samples: Samples, crystals: Sequence[Crystal | None]) -> None:
+    from pymatgen.io.cif import CifWriter
+
+    directory.mkdir(parents=True, exist_ok=True)
+    for index, group, crystal in zip(samples.index, samples.tokens.spacegroup, crystals, strict=True):
+        if crystal is not None:
+            name = f"{index:08d}-{group}-{crystal.formula.replace(' ', '')}.cif"
+            with atomic_file(directory / name) as temporary:
+                temporary.write_text(str(CifWriter(crystal.to_structure(), symprec=0.01)))
+
+
+def _training_weights(model: Path, info: dict[str, Any]) -> np.ndarray:
+    weights = info.get("spacegroup_weights")
+    if weights is None:
+        raise InputError(
+            "the model does not say how often each space group occurred in its training set", source=model,
+            remedy="give --spacegroup, or --data with the output of ingest",
+        )  # fmt: skip
+    return np.asarray(weights, dtype=np.float64)
+
+
+def _refuse_other(out: Path, request: dict[str, Any]) -> None:
+    """InputError when `out` holds crystals of another request."""
+    note = out / REQUEST
+    known = json.loads(note.read_text()) if note.exists() else request
+    different = [name for name in request if known.get(name) != request[name]]
+    if different:
+        name = different[0]
+        raise InputError(
+            f"holds crystals of another request: {name} was {known.get(name)!r}, now {request[name]!r}",
+            source=out,
+            remedy="give another output directory",
+        )

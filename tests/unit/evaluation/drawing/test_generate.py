@@ -1,0 +1,63 @@
+"""Samples drawn from a model: the same whatever the chunks; KL of a model to itself is zero."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from crystalforge.evaluation.drawing.generate import ModelSource, log_prob_under
+from crystalforge.model.checkpoint import load_model, save_model
+from crystalforge.model.config import ModelConfig
+from crystalforge.model.network import CrystalFormer
+
+TINY = ModelConfig(layers=1, heads=2, head_size=8, width=16, embedding=8)
+ROUNDING = 1e-3  # nats; float32 sums in another order
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("base", "tuned")):
+        torch.manual_seed(seed)
+        model = CrystalFormer(TINY)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.3 * torch.randn_like(weight))
+        save_model(folder / name, model, info={})
+    return folder
+
+
+def source(directories, name, **settings):
+    return ModelSource(name, directories / name, np.ones(230), samples=24, seed=3, **settings)
+
+
+def test_chunks_do_not_change_the_samples(directories):
+    tuned = source(directories, "tuned", base=directories / "base")
+    whole, part = tuned.draw(0, 24), tuned.draw(10, 5)
+    assert part.index.tolist() == list(range(10, 15))
+    for k, crystal in enumerate(part.crystals):
+        other = whole.crystals[10 + k]
+        assert (crystal is None) == (other is None)
+        if crystal is not None and other is not None:
+            assert np.array_equal(crystal.numbers, other.numbers)
+            assert np.allclose(crystal.lattice, other.lattice, rtol=1e-5)
+    assert np.allclose(part.log_prob_base, whole.log_prob_base[10:15], atol=ROUNDING)
+
+
+def test_divergence_from_the_base(directories):
+    base = source(directories, "base").draw(0, 24)
+    assert np.allclose(base.log_prob, base.log_prob_base, atol=ROUNDING)
+    tuned = source(directories, "tuned", base=directories / "base").draw(0, 24)
+    finite = np.isfinite(tuned.log_prob_base)
+    assert finite.any()
+    assert (tuned.log_prob - tuned.log_prob_base)[finite].mean() > 0
+    model = load_model(directories / "tuned").model
+    assert np.allclose(log_prob_under(model, tuned.tokens), tuned.log_prob, atol=ROUNDING)
+
+
+def test_identity_follows_weights_and_law(directories):
+    plain = source(directories, "tuned").identity()
+    assert plain == source(directories, "tuned").identity()
+    assert plain != source(directories, "base").identity()
+    assert plain != source(directories, "tuned", temperature=0.8).identity()

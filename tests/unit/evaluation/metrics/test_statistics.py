@@ -1,0 +1,81 @@
+"""Intervals against published worked examples, scipy, and their own promise of coverage."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from crystalforge.evaluation.metrics import statistics
+from crystalforge.evaluation.metrics.statistics import Estimate
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 29), (15, 148), (81, 263), (10, 10), (500, 1000)])
+def test_wilson_equals_scipy(successes, n):
+    expected = stats.binomtest(successes, n).proportion_ci(method="wilson")
+    found = statistics.wilson(successes, n)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert found.value == successes / n
+
+
+def test_difference_of_rates_equals_newcombes_worked_examples():
+    """Newcombe 1998, table II, method 10: 56/70 - 48/80 and 9/10 - 3/10."""
+    found = statistics.difference(statistics.wilson(48, 80), statistics.wilson(56, 70))
+    assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    found = statistics.difference(statistics.wilson(3, 10), statistics.wilson(9, 10))
+    assert (found.low, found.high) == pytest.approx((0.1705, 0.8090), abs=5e-5)
+
+
+def test_means_equal_scipy():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(0, 1, 40), rng.normal(0.4, 3, 70)
+    expected = stats.ttest_1samp(first, 0).confidence_interval()
+    assert (statistics.mean(first).low, statistics.mean(first).high) == pytest.approx(tuple(expected))
+    expected = stats.ttest_ind(second, first, equal_var=False).confidence_interval()
+    found = statistics.welch(first, second)
+    assert (found.low, found.high) == pytest.approx(tuple(expected))
+    assert found.value == pytest.approx(second.mean() - first.mean())
+
+
+def test_bootstrap_agrees_with_student_on_well_behaved_values():
+    values = np.random.default_rng(1).normal(2, 1, 400)
+    a, b = statistics.mean(values), statistics.bootstrap_mean(values)
+    assert (a.low, a.high) == pytest.approx((b.low, b.high), abs=0.02)
+
+
+@pytest.mark.parametrize("kinds", [30, 300, 30000])
+def test_interval_of_distinct_kinds_covers_its_expectation(kinds):
+    """Samples of 200 from skewed populations: at least 93 of 100 intervals hold the expected share of kinds."""
+    rng = np.random.default_rng(kinds)
+    weights = rng.exponential(size=kinds)
+    weights /= weights.sum()
+    n, trials = 200, 400
+    expected = (1 - (1 - weights) ** n).sum() / n
+    hits = 0
+    for _ in range(trials):
+        drawn = rng.choice(kinds, size=n, p=weights)
+        found = statistics.distinct_interval(drawn.tolist(), n)
+        hits += found.low <= expected <= found.high
+    assert hits / trials >= 0.93
+
+
+def test_distinct_kinds_count_samples_that_do_not_take_part():
+    found = statistics.distinct_interval([4, 4, 7], 10)
+    assert found.value == 0.2
+    assert 0 <= found.low < 0.2 < found.high <= 1
+
+
+def test_nothing_measured_is_unknown_rather_than_zero():
+    for found in (statistics.wilson(0, 0), statistics.distinct_interval([], 0), statistics.mean(np.zeros(0))):
+        assert math.isnan(found.value)
+        assert found.as_dict() == {"value": None, "low": None, "high": None, "n": 0}
+        assert not found.excludes(0.0)
+    assert math.isnan(statistics.mean(np.ones(1)).low)
+
+
+def test_seeds_are_the_unit_of_repeated_experiments():
+    found = statistics.across_seeds([Estimate(v, v - 9, v + 9, 1000) for v in (1.0, 2.0, 3.0)])
+    half = stats.t.ppf(0.975, 2) / math.sqrt(3)
+    assert (found.value, found.low, found.n) == (2.0, pytest.approx(2 - half), 3)

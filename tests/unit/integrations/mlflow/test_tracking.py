@@ -1,0 +1,253 @@
+"""The registry on SQLite: versions by alias and number, promotion by gates, a generator out of it as it went in."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from crystalforge.common.errors import InputError
+from crystalforge.config import Config, from_sections
+from crystalforge.evaluation.metrics import statistics
+from crystalforge.integrations.mlflow import tracking
+from crystalforge.model.checkpoint import save_model, weights_hash
+from crystalforge.model.config import ModelConfig
+from crystalforge.model.network import CrystalFormer
+from crystalforge.platform.fetch import fetch
+from crystalforge.platform.promote import Judged, PromotionGates, judge, promote
+from crystalforge.stages.card import model_card
+
+N = 400
+GATES = PromotionGates()
+
+
+def metrics(sun: int, unique: int, e_hull: float, held_out: float | None = None) -> dict[str, Any]:
+    """The figures of N crystals of which `sun` are S.U.N. and `unique` unique; energies spread by 0.1 eV/atom."""
+    spread = np.random.default_rng(0).normal(0, 0.1, N)
+    found = {
+        "mean_reward": statistics.mean(spread - e_hull),
+        "mean_e_above_hull": statistics.mean(spread + e_hull),
+        "unique_rate": statistics.wilson(unique, N),
+        "sun_rate": statistics.wilson(sun, N),
+    }
+    if held_out is not None:
+        found["mean_held_out_e_above_hull"] = statistics.mean(spread + held_out)
+    return {name: estimate.as_dict() for name, estimate in found.items()}
+
+
+def summary(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, Any]:
+    models = {
+        label: {"n": N, "metrics": dict(found), "status": {"ok": N}}
+        for label, found in (("base", base), ("tuned", tuned))
+    }
+    return {
+        "protocol": {"name": "crystalformer-rl", "stable_at": 0.1},
+        "models": models,
+        "baseline": "base",
+        "comparison": {"tuned": {"mean_reward": {"value": 0.1, "low": 0.05, "high": 0.15, "n": 2 * N}}},
+    }
+
+
+BASE = metrics(40, 380, 0.20)
+
+
+def judged(found: Mapping[str, Any], name: str = "it", reward: str = "ab" * 32, protocol: str = "p") -> Judged:
+    return Judged(name, {"name": protocol}, reward, found)
+
+
+def verdicts(candidate: Judged, reference: Judged | None, gates: PromotionGates = GATES) -> dict[str, bool]:
+    return {gate.name: gate.passed for gate in judge(candidate, reference, gates)}
+
+
+def test_a_better_model_passes_every_gate_and_a_repetitive_one_does_not() -> None:
+    better = judged(metrics(90, 360, 0.1))
+    assert set(verdicts(better, judged(BASE)).values()) == {True}
+    collapsed = judged(metrics(90, 190, 0.1))
+    assert verdicts(collapsed, judged(BASE))["uniqueness"] is False
+    just_below = judged(metrics(90, 215, 0.1))  # 53.75 %, and not for sure above the floor
+    assert verdicts(just_below, judged(BASE))["uniqueness"] is False
+
+
+def test_discovery_must_not_be_worse_with_confidence() -> None:
+    assert verdicts(judged(metrics(41, 380, 0.2)), judged(BASE))["discovery"] is True
+    assert verdicts(judged(metrics(25, 380, 0.2)), judged(BASE))["discovery"] is False
+    # The very same share, but the margin is less than what so few samples can show.
+    assert verdicts(judged(BASE), judged(BASE), PromotionGates(margin=0.01))["discovery"] is False
+
+
+def test_a_held_out_potential_that_contradicts_closes_the_gate() -> None:
+    reference = judged(metrics(40, 380, 0.20, held_out=0.20))
+    gate = "held-out potential"
+    assert verdicts(judged(metrics(90, 380, 0.10, held_out=0.12)), reference)[gate] is True
+    assert verdicts(judged(metrics(90, 380, 0.10, held_out=0.30)), reference)[gate] is False, "clearly worse"
+    assert verdicts(judged(metrics(90, 380, 0.10, held_out=0.205)), reference)[gate] is False, "sees no gain at all"
+    assert verdicts(judged(metrics(90, 380, 0.10)), reference)[gate] is True, "not measured"
+    second = metrics(90, 380, 0.10, held_out=0.30)["mean_held_out_e_above_hull"]
+    before = metrics(40, 380, 0.20, held_out=0.20)["mean_held_out_e_above_hull"]
+    both = judged(metrics(90, 380, 0.10, held_out=0.12) | {"mean_held_out_2_e_above_hull": second})
+    reference = judged(dict(reference.metrics) | {"mean_held_out_2_e_above_hull": before})
+    assert verdicts(both, reference)[gate] is False, "one of two contradicts"
+
+
+def test_what_was_judged_otherwise_is_no_comparison() -> None:
+    candidate = judged(metrics(90, 380, 0.1))
+    assert verdicts(candidate, judged(BASE, reward="cd" * 32))["comparable"] is False
+    assert verdicts(candidate, judged(BASE, protocol="q"))["comparable"] is False
+    assert set(verdicts(candidate, None).values()) == {True}
+
+
+class Registry:
+    """A tracking database in `root`, and generators registered in it with an evaluation of their own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.uri = f"sqlite:///{root}/mlflow.db"
+        self.config: Config = from_sections(tracking={"uri": self.uri, "directory": str(root)})
+        self.api = tracking.client(self.uri)
+
+    def version(self, found: Mapping[str, Any], *, model: str = "tuned", reward: str = "ab" * 32) -> str:
+        number = len(list(self.root.glob("stage*")))
+        directory = self.root / f"stage{number}"
+        with tracking.StageRun(self.uri, "test", self.root, "evaluate", directory) as run:
+            (directory / "summary.json").write_text(json.dumps(summary(BASE, found)))
+            run.artifact(directory / "summary.json")
+            tags = {"model": model, "reward_digest": reward, "evaluation_run_id": run.run_id}
+            (directory / "weights").mkdir()
+            (directory / "weights" / "w").write_text(str(number))
+            version, _ = tracking.register_files(
+                run, directory / "weights", name="crystalforge-generator", alias="candidate", tags=tags, description=""
+            )
+        return version
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    return Registry(tmp_path_factory.mktemp("registry"))
+
+
+def test_an_alias_moves_only_when_the_gates_are_passed_and_the_versions_say_why(registry: Registry) -> None:
+    first = registry.version(metrics(60, 380, 0.1))
+    verdict = promote(registry.config, GATES)
+    assert (verdict["promoted"], verdict["version"], verdict["over"]) == (True, first, None)
+    assert any("its base model" in line for line in verdict["why"]), "without production, its own base is the measure"
+    assert promote(registry.config, GATES)["why"] == ["is production already"]
+
+    worse = registry.version(metrics(20, 380, 0.1))
+    verdict = promote(registry.config, GATES)
+    assert verdict["promoted"] is False
+    tags = registry.api.get_model_version("crystalforge-generator", worse).tags
+    assert tags["gate.discovery"].startswith("failed: sun_rate -10.0 %")
+    assert tags["gate.uniqueness"].startswith("passed")
+    assert tags["promotion"].startswith("refused for production")
+    assert tracking.version_of(registry.api, "models:/crystalforge-generator@production").version == int(first)
+
+    other_judge = registry.version(metrics(300, 380, 0.1), reward="cd" * 32)
+    assert promote(registry.config, GATES)["promoted"] is False
+    assert "failed" in registry.api.get_model_version("crystalforge-generator", other_judge).tags["gate.comparable"]
+
+    best = registry.version(metrics(100, 380, 0.1))
+    assert promote(registry.config, GATES)["over"] == first
+    found = tracking.version_of(registry.api, "models:/crystalforge-generator@production")
+    assert str(found.version) == best
+    assert found.tags["promotion.over"] == f"version {first}"
+
+
+def test_unknown_models_are_named(registry: Registry) -> None:
+    for text, says in {
+        "models:/nowhere@production": "not registered",
+        "models:/crystalforge-generator/999": "not registered",
+        "crystalforge-generator": "no model",
+        "models:/a@b@c": "no model",
+    }.items():
+        with pytest.raises(InputError, match=says):
+            tracking.version_of(registry.api, text)
+    with pytest.raises(InputError, match="not registered"):
+        promote(registry.config, GATES, source="nobody")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    place = tmp_path_factory.mktemp("model") / "model"
+    save_model(place, CrystalFormer(ModelConfig(layers=1, heads=2, head_size=8, width=16, embedding=8)), info={})
+    return place
+
+
+def test_a_generator_comes_out_of_the_registry_as_it_went_in(registry: Registry, model: Path, tmp_path: Path) -> None:
+    from crystalforge.model.checkpoint import load_model
+
+    addresses = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    digest = weights_hash(load_model(model).model)
+    tags = {"model": "tuned", "model_hash": digest, "data_hash": "d" * 64}
+    with tracking.StageRun(registry.uri, "test", registry.root, "register", tmp_path / "run") as run:
+        version, uri = tracking.register_generator(
+            run, model, name="other", alias="candidate", tags=tags, description="card"
+        )
+    assert uri == "models:/other@candidate"
+    record = fetch(registry.config, uri, tmp_path / "fetched")
+    assert record["content"] == digest
+    assert record["metrics"] == {"uri": f"models:/other/{version}", "data_hash": "d" * 64, "model_hash": digest}
+    assert weights_hash(load_model(tmp_path / "fetched" / "model").model) == digest
+    assert fetch(registry.config, uri, tmp_path / "fetched") == record, "done before"
+
+    registry.api.set_model_version_tag("other", version, "model_hash", "0" * 64)
+    with pytest.raises(InputError, match="the registry says 000000000000"):
+        fetch(registry.config, uri, tmp_path / "again")
+    with pytest.raises(InputError, match="is no generator"):
+        fetch(registry.config, "models:/crystalforge-generator/1", tmp_path / "files")
+
+    import mlflow
+
+    after = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    assert {name for name in after if "URI" in name or "ID" in name} == {
+        name for name in addresses if "URI" in name or "ID" in name
+    }, "another registry's turn may come in this process"
+    assert mlflow.get_tracking_uri() != registry.uri
+
+
+def test_a_directory_is_a_base_too_and_is_read_again_when_it_changed(model: Path, tmp_path: Path) -> None:
+    config = from_sections(tracking={"enabled": False})
+    outer = fetch(config, str(model.parent), tmp_path / "a")
+    inner = fetch(config, str(model), tmp_path / "b")
+    assert outer["content"] == inner["content"]
+    assert outer["key"] == inner["key"]
+    torch.manual_seed(1)
+    save_model(model, CrystalFormer(ModelConfig(layers=1, heads=2, head_size=8, width=16, embedding=8)), info={})
+    assert fetch(config, str(model), tmp_path / "c")["key"] != inner["key"]
+    with pytest.raises(InputError, match="no such directory"):
+        fetch(config, str(tmp_path / "nowhere"), tmp_path / "d")
+    with pytest.raises(InputError, match=r"holds no model\.safetensors"):
+        fetch(config, str(tmp_path), tmp_path / "d")
+
+
+def test_the_card_says_how_it_was_judged_and_what_it_was_made_of() -> None:
+    tags = {"model_hash": "ab" * 32, "reward_digest": "cd" * 32, "reason": "", "base_model": "models:/g/3"}
+    card = model_card("g", summary(BASE, metrics(90, 380, 0.1)), "tuned", "it is better", tags)
+    assert "| S.U.N. (%) | 22.5 | 18.7 to 26.8 |" in card
+    assert "| Mean reward |" in card
+    assert "+0.100" in card
+    assert "`models:/g/3`" in card
+    assert "reason" not in card
+    assert "not from first principles" in card
+
+
+def test_a_run_that_the_workflow_engine_injects_is_adopted(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tracking.experiment_id(registry.api, "test", registry.root)
+    injected = registry.api.create_run(experiment, run_name="by the engine").info.run_id
+    monkeypatch.setenv(tracking.PARENT_VARIABLE, injected)
+    assert tracking.open_parent(registry.api, "another", registry.root, "mine", None) == injected
+    with tracking.StageRun(registry.uri, "another", registry.root, "ingest", tmp_path / "stage") as run:
+        found = registry.api.get_run(run.run_id)
+    assert found.data.tags["mlflow.parentRunId"] == injected
+    assert found.info.experiment_id == experiment, "with its parent, whatever the configuration says"
+    monkeypatch.setenv(tracking.PARENT_VARIABLE, "0" * 32)
+    fresh = tracking.open_parent(registry.api, "test", registry.root, "mine", None)
+    assert fresh not in (injected, "0" * 32), "one that is not there is not adopted"

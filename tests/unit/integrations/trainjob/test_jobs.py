@@ -1,0 +1,399 @@
+"""The launcher against a server that speaks the Kubernetes API over HTTP: what it sends and answers is checked by the
+trainer's typed models. The server plays the controller: a script of states that each job goes through."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+import pytest
+import yaml
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime, TrainerV1alpha1TrainJob
+from kubernetes import client
+
+from crystalforge.common.errors import InputError
+from crystalforge.config import load
+from crystalforge.integrations.trainjob.jobs import TrainJobFailed, TrainJobs
+from crystalforge.integrations.trainjob.manifest import TrainJobConfig, job_name, manifest
+from crystalforge.stages.component import execute
+
+ROOT = Path(__file__).resolve().parents[4]
+JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/forge/trainjobs"
+PODS = "/api/v1/namespaces/forge/pods"
+NOW = "2026-01-01T00:00:00Z"
+
+
+def condition(kind: str, reason: str, message: str = "") -> dict[str, Any]:
+    return {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": NOW}
+
+
+COMPLETE = condition("Complete", "JobsCompleted", "jobset completed successfully")
+FAILED = condition("Failed", "JobsFailed", "jobset failed due to one or more job failures")
+SUSPENDED = condition("Suspended", "Suspended", "waiting for quota")
+
+
+class Cluster(ThreadingHTTPServer):
+    """One namespace. `script`: the condition lists that a job's watchers are shown in turn; the last one stays."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.script: list[list[dict[str, Any]]] = [[], [COMPLETE]]
+        self.pods: list[dict[str, Any]] = [pod("node-0-0", 0, "Running")]
+        self.log = {"node-0-0": ["step 1", "step 2"]}
+        self.calls: list[tuple[str, str]] = []
+        self.refuse: dict[str, list[int]] = {}  # statuses that the next calls of a method get instead of an answer
+        self.step_s = 0.05
+        self.drop_watches = 0
+        self.vanish = False
+        self.on_create: Callable[[list[str]], None] = lambda arguments: None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+def pod(name: str, index: int, phase: str, exit_code: int | None = None) -> dict[str, Any]:
+    state = {"running": {}} if exit_code is None else {"terminated": {"exitCode": exit_code, "reason": "Error"}}
+    status = {"name": "node", "ready": True, "restartCount": 0, "image": "i", "imageID": "", "state": state}
+    labels = {"batch.kubernetes.io/job-completion-index": str(index)}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": labels},
+        "status": {"phase": phase, "containerStatuses": [status]},
+    }
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Cluster
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def answer(self, code: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def status(self, code: int, message: str) -> None:
+        self.answer(code, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code})
+
+    def refused(self) -> bool:
+        path = urlparse(self.path).path
+        self.server.calls.append((self.command, path))
+        waiting = self.server.refuse.get(self.command, [])
+        if waiting and path.startswith(JOBS):
+            self.status(waiting.pop(0), "refused by the test")
+            return True
+        return False
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.refused():
+            return
+        TrainerV1alpha1TrainJob.from_dict(body)  # raises on what the API does not know
+        name = body["metadata"]["name"]
+        if name in self.server.jobs:
+            self.status(409, f'trainjobs.trainer.kubeflow.org "{name}" already exists')
+            return
+        self.server.jobs[name] = body
+        self.server.on_create(body["spec"]["trainer"]["args"])
+        self.answer(201, body)
+
+    def do_DELETE(self) -> None:
+        if self.refused():
+            return
+        found = self.server.jobs.pop(urlparse(self.path).path.removeprefix(JOBS + "/"), None)
+        self.answer(200, {"kind": "Status", "status": "Success"}) if found else self.status(404, "not found")
+
+    def do_GET(self) -> None:
+        if self.refused():
+            return
+        url = urlparse(self.path)
+        query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        if url.path == JOBS:
+            assert query["watch"] == "True"
+            self.watch(query["fieldSelector"].removeprefix("metadata.name="))
+        elif url.path.startswith(JOBS):
+            found = self.server.jobs.get(url.path.removeprefix(JOBS + "/"))
+            self.answer(200, found) if found else self.status(404, "not found")
+        elif url.path == PODS:
+            assert query["labelSelector"].startswith("jobset.sigs.k8s.io/jobset-name=")
+            self.answer(200, {"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": self.server.pods})
+        else:
+            lines = self.server.log[url.path.removeprefix(PODS + "/").removesuffix("/log")]
+            stamped = query.get("timestamps") == "True"
+            text = "".join(
+                (f"2026-01-01T00:00:{k:02d}.000000000Z " if stamped else "") + f"{line}\n"
+                for k, line in enumerate(lines)
+            )
+            self.chunks([text.encode()])
+
+    def watch(self, name: str) -> None:
+        server = self.server
+
+        def events() -> Iterator[bytes]:
+            if server.drop_watches:
+                server.drop_watches -= 1
+                return
+            for number, conditions in enumerate(server.script):
+                time.sleep(server.step_s)
+                if name not in server.jobs:
+                    return
+                job = server.jobs[name]
+                job["metadata"] |= {"uid": "u", "creationTimestamp": NOW, "resourceVersion": str(number + 1)}
+                job["status"] = {"conditions": conditions, "jobsStatus": []}
+                kind = "ADDED" if number == 0 else "MODIFIED"
+                TrainerV1alpha1TrainJob.from_dict(job)
+                yield json.dumps({"type": kind, "object": job}).encode() + b"\n"
+            if server.vanish:
+                yield json.dumps({"type": "DELETED", "object": server.jobs.pop(name)}).encode() + b"\n"
+                return
+            while name in server.jobs:  # an open watch: nothing more happens
+                time.sleep(0.02)
+
+        self.chunks(events())
+
+    def chunks(self, parts: Any) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        try:
+            for part in parts:
+                self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+                self.wfile.flush()
+            self.wfile.write(b"0\r\n\r\n")
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    server = Cluster()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def jobs(cluster: Cluster, **fields: Any) -> TrainJobs:
+    configuration = client.Configuration(host=cluster.url)
+    configuration.retries = 0  # type: ignore[assignment]
+    config = TrainJobConfig(**({"namespace": "forge", "patience_s": 5.0} | fields))
+    return TrainJobs(config, api=client.ApiClient(configuration))
+
+
+def test_the_manifest_is_what_the_typed_model_and_our_runtime_expect() -> None:
+    config = TrainJobConfig(nodes=4, processes_per_node=8, env={"NCCL_DEBUG": "WARN"}, queue="gpus", deadline_s=60)
+    body = manifest("pretrain-1", ["pretrain", "--out", "/workspace/pretrain"], config, "forge")
+    job = TrainerV1alpha1TrainJob.from_dict(body)
+    assert job is not None
+    assert job.spec is not None
+    assert job.spec.trainer is not None
+    assert (job.spec.trainer.num_nodes, job.spec.trainer.num_proc_per_node) == (4, 8)
+    assert job.spec.active_deadline_seconds == 60
+    assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    assert body["spec"]["trainer"]["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == "8"
+    runtime = yaml.safe_load((ROOT / "manifests/base/training-runtime.yaml").read_text())
+    assert TrainerV1alpha1TrainingRuntime.from_dict(runtime) is not None
+    assert runtime["metadata"]["name"] == config.runtime
+    container = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"][
+        "containers"
+    ]
+    assert [part["name"] for part in container] == ["node"], "the log is read from the container of this name"
+    assert container[0]["command"][-1] == "crystalforge", "arguments begin with a verb"
+
+
+def test_a_job_is_created_watched_and_its_log_repeated(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster.script = [[SUSPENDED], [], [COMPLETE]]
+    done = jobs(cluster).run("pretrain-1", ["pretrain"])
+    assert done["status"]["conditions"][0]["type"] == "Complete"
+    said = capsys.readouterr().out
+    assert "waits for admission (waiting for quota)" in said
+    assert "was admitted" in said
+    assert said.count("step 1") == said.count("step 2") == 1
+    assert not cluster.jobs, "what succeeded is cleaned up"
+
+
+def test_failure_carries_the_pods_last_words(cluster: Cluster) -> None:
+    cluster.script = [[], [FAILED]]
+    cluster.pods = [pod("node-0-0", 0, "Succeeded", 0), pod("node-0-1", 1, "Failed", 137)]
+    cluster.log["node-0-1"] = ["CUDA out of memory"]
+    with pytest.raises(
+        TrainJobFailed, match=r"JobsFailed(?s:.*)node-0-1 \(exit code 137 Error\)\nCUDA out of memory"
+    ) as e:
+        jobs(cluster).run("pretrain-1", ["pretrain"])
+    assert "node-0-0" not in str(e.value)
+    assert "pretrain-1" in cluster.jobs, "a failed job stays for inspection"
+
+
+def test_a_broken_watch_and_a_busy_server_are_borne(cluster: Cluster) -> None:
+    cluster.refuse = {"POST": [503, 429], "GET": [500, 500, 500]}
+    cluster.drop_watches = 1
+    assert jobs(cluster).run("pretrain-1", ["pretrain"])["status"]["conditions"]
+    assert cluster.calls.count(("POST", JOBS)) == 3
+
+
+def test_a_job_deleted_by_somebody_else_is_a_failure(cluster: Cluster) -> None:
+    cluster.script, cluster.vanish = [[]], True
+    with pytest.raises(TrainJobFailed, match="deleted by somebody else"):
+        jobs(cluster).run("pretrain-1", ["pretrain"])
+
+
+def test_refusals_are_one_message(cluster: Cluster) -> None:
+    cluster.refuse = {"POST": [403]}
+    with pytest.raises(TrainJobFailed, match=r"403 refused by the test(?s:.*)service account may create"):
+        jobs(cluster).run("pretrain-1", ["pretrain"])
+    cluster.refuse = {"POST": [503] * 50}
+    with pytest.raises(TrainJobFailed, match=r"did not answer for 0\.3 s while creating"):
+        jobs(cluster, patience_s=0.3).run("pretrain-1", ["pretrain"])
+
+
+def test_an_api_server_that_is_not_there_is_waited_for_and_named() -> None:
+    launcher = TrainJobs(
+        TrainJobConfig(namespace="forge", patience_s=0.2),
+        api=client.ApiClient(client.Configuration(host="http://127.0.0.1:9")),
+    )
+    with pytest.raises(TrainJobFailed, match=r"did not answer for 0\.2 s"):
+        launcher.run("pretrain-1", ["pretrain"])
+
+
+def test_our_running_job_is_adopted_another_is_not_and_a_finished_one_is_replaced(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launcher = jobs(cluster)
+    cluster.jobs["pretrain-1"] = manifest("pretrain-1", ["pretrain"], launcher.config, "forge")
+    launcher.run("pretrain-1", ["pretrain"])
+    assert "adopted" in capsys.readouterr().out
+    cluster.jobs["pretrain-1"] = manifest("pretrain-1", ["pretrain", "--other"], launcher.config, "forge")
+    with pytest.raises(TrainJobFailed, match="another specification"):
+        launcher.run("pretrain-1", ["pretrain"])
+    assert "pretrain-1" in cluster.jobs, "somebody else's job is left alone"
+    cluster.jobs["pretrain-1"]["status"] = {"conditions": [FAILED]}
+    launcher.run("pretrain-1", ["pretrain"])
+
+
+LAUNCH = """
+import sys
+from kubernetes import client
+from crystalforge.integrations.trainjob.jobs import TrainJobs
+from crystalforge.integrations.trainjob.manifest import TrainJobConfig
+api = client.ApiClient(client.Configuration(host=sys.argv[1]))
+TrainJobs(TrainJobConfig(namespace="forge"), api=api).run("pretrain-1", ["pretrain"])
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
+def test_cancelling_deletes_the_job(cluster: Cluster, number: int, code: int) -> None:
+    cluster.script = [[]]  # runs for ever
+    # A shell makes what it runs in the background deaf to SIGINT, and children inherit that.
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, cluster.url],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 60
+    while not any(call == ("GET", JOBS) for call in cluster.calls):
+        assert process.poll() is None, process.stderr
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=30)
+    assert "training job pretrain-1 deleted" in errors
+    assert process.returncode == code
+    assert not cluster.jobs
+
+
+def test_a_pipeline_step_hands_its_stage_to_a_job_and_takes_the_result(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(
+        yaml.safe_dump(
+            {
+                "clusters": [{"name": "c", "cluster": {"server": cluster.url}}],
+                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                "users": [{"name": "u", "user": {"token": "t"}}],
+                "current-context": "c",
+            }
+        )
+    )
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
+    handed_over = tmp_path / "artifact"
+    handed_over.mkdir()
+    (handed_over / "stage.json").write_text(json.dumps({"content": "d" * 64}))
+    (handed_over / "store").write_text("tokens")
+    seen: list[list[str]] = []
+
+    def work(arguments: list[str]) -> None:
+        """What torchrun would do: the stage reads its file of parameters and writes its record."""
+        seen.append(arguments)
+        value = dict(zip(arguments[1::2], arguments[2::2], strict=True))
+        assert load(Path(value["--config"])).pretrain.epochs == 3
+        assert (Path(value["--data"]) / "store").read_text() == "tokens"
+        out = Path(value["--out"])
+        out.mkdir()
+        (out / "model").write_text("weights")
+        (out / "checkpoint").write_text("state")
+        (out / "stage.json").write_text(json.dumps({"content": "c" * 64, "metrics": {"nll": 1.5}}))
+
+    cluster.on_create = work
+    metadata: dict[str, Any] = {}
+    workspace = tmp_path / "workspace"
+    record = execute(
+        "pretrain",
+        str(workspace),
+        sections={"seed": "4", "pretrain": '{"epochs": 3}'},
+        inputs={"data": str(handed_over)},
+        outputs=str(tmp_path / "model"),
+        metadata=[metadata],
+        trainjob=TrainJobConfig(namespace="forge", nodes=2).model_dump_json(),
+    )
+    assert record["content"] == metadata["content"] == "c" * 64
+    assert metadata["nll"] == 1.5
+    assert seen[0][0] == "pretrain"
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model", "stage.json"]
+
+    cluster.on_create, cluster.script = lambda arguments: None, [[FAILED]]
+    cluster.pods, cluster.log["node-0-0"] = [pod("node-0-0", 0, "Failed", 1)], ["error: no such file"]
+    with pytest.raises(SystemExit) as ended:
+        execute(
+            "pretrain",
+            str(workspace),
+            sections={"seed": "5"},
+            inputs={"data": str(handed_over)},
+            outputs=str(tmp_path / "other"),
+            trainjob=TrainJobConfig(namespace="forge").model_dump_json(),
+        )
+    assert ended.value.code == 2
+    assert "error: no such file" in json.loads((workspace / "error.json").read_text())["error"]
+
+
+def test_names_are_valid_and_stable() -> None:
+    assert job_name("train_predictor", "0123456789abcdef") == "train-predictor-0123456789ab"
+
+
+def test_no_credentials_are_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "absent"))
+    with pytest.raises(InputError, match="no credentials"):
+        TrainJobs(TrainJobConfig())
