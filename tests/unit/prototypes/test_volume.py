@@ -10,6 +10,7 @@ import pytest
 from crystalforge.crystal import Crystal
 from crystalforge.potentials.base import Prediction
 from crystalforge.prototypes.volume import SAME_VOLUME, at_best_volume
+from tests.unit.data.conftest import rock_salt
 
 
 class Murnaghan:
@@ -29,8 +30,8 @@ class Murnaghan:
 
 
 @pytest.mark.parametrize("start", [0.6, 0.85, 1.0, 1.1, 1.5])
-def test_the_minimum_is_found(make, start):
-    salt = make.rock_salt()
+def test_the_minimum_is_found(start):
+    salt = rock_salt()
     potential = Murnaghan(salt.volume / 2 / start)
     (best,), energy = at_best_volume([salt], potential)
     assert np.log(best.volume / 2 / potential.volume) == pytest.approx(0, abs=1.5 * SAME_VOLUME)
@@ -40,8 +41,8 @@ def test_the_minimum_is_found(make, start):
     assert potential.predict([best]).energy[0] / 2 == pytest.approx(energy[0], abs=1e-12)
 
 
-def test_crystals_do_not_influence_each_other(make):
-    crystals = [make.rock_salt(), make.rock_salt(19, 35, 7.5), make.rock_salt(12, 8, 4.0)]
+def test_crystals_do_not_influence_each_other():
+    crystals = [rock_salt(), rock_salt(19, 35, 7.5), rock_salt(12, 8, 4.0)]
     potential = Murnaghan(20.0)
     together, energies = at_best_volume(crystals, potential)
     for crystal, found, energy in zip(crystals, together, energies, strict=True):
@@ -50,8 +51,8 @@ def test_crystals_do_not_influence_each_other(make):
         assert value == energy
 
 
-def test_a_crystal_without_energy(make):
-    crystals = [make.rock_salt(), make.rock_salt(92, 8)]
+def test_a_crystal_without_energy():
+    crystals = [rock_salt(), rock_salt(92, 8)]
     found, energy = at_best_volume(crystals, Murnaghan(20.0, refused=92))
     assert np.isfinite(energy).tolist() == [True, False]
     assert found[1].volume == pytest.approx(crystals[1].volume)
