@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 WATCH_SECONDS = 300  # of one watch request; the server ends it, and it is asked for anew
+REQUEST_S = (5.0, 15.0)  # connecting and answering of any other request; what has no answer is asked for again
+FAREWELL_S = (2.0, 5.0)  # the same for the last one, when this process was told to end: the kubelet waits for 30 s
+TELL_S = 15.0  # an API server that says nothing for so long is spoken of
 
 
 class TrainJobFailed(InputError):
@@ -104,12 +107,15 @@ class TrainJobs:
         self._clean_up(name)
         return job
 
-    def delete(self, name: str) -> None:
-        """Delete the job and, through its ownership, its pods; an absent one is fine."""
+    def delete(self, name: str, *, within: tuple[float, float] = REQUEST_S) -> None:
+        """Delete the job and, through its ownership, its pods; an absent one is fine. `within`: seconds to connect and
+        to be answered."""
         from kubernetes.client import ApiException
 
         try:
-            self._jobs.delete_namespaced_custom_object(**self._where, name=name, propagation_policy="Foreground")
+            self._jobs.delete_namespaced_custom_object(
+                **self._where, name=name, propagation_policy="Foreground", _request_timeout=within
+            )
         except ApiException as error:
             if error.status != 404:
                 raise
@@ -119,7 +125,7 @@ class TrainJobs:
         from kubernetes.client import ApiException
 
         try:
-            self.delete(name)
+            self.delete(name, within=FAREWELL_S if because else REQUEST_S)
         except (ApiException, *network_errors()) as error:
             print(f"training job {name} could not be deleted: {type(error).__name__}", file=sys.stderr, flush=True)
         else:
@@ -132,7 +138,7 @@ class TrainJobs:
         name = body["metadata"]["name"]
         for _ in self._patience(f"creating training job {name}"):
             try:
-                return self._jobs.create_namespaced_custom_object(**self._where, body=body)
+                return self._jobs.create_namespaced_custom_object(**self._where, body=body, _request_timeout=REQUEST_S)
             except ApiException as error:
                 if error.status == 409:
                     found = self._get(name)
@@ -164,7 +170,7 @@ class TrainJobs:
         from kubernetes import watch
         from kubernetes.client import ApiException
 
-        suspended = None
+        waited: dict[str, Any] = {}
         for restart in self._patience(f"watching training job {name}"):
             stream = watch.Watch()
             try:
@@ -183,10 +189,11 @@ class TrainJobs:
                     if outcome(job)[0] is not None:
                         return job
                     waiting = condition(job, "Suspended")
-                    if waiting != suspended:
-                        suspended = waiting
-                        said = f"waits for admission ({waiting.get('message', '')})" if waiting else "was admitted"
-                        print(f"training job {name} {said}", flush=True)
+                    if waiting and waiting.get("message") != waited.get("message"):
+                        print(f"training job {name} waits for admission ({waiting.get('message', '')})", flush=True)
+                    elif waited and not waiting:  # a job that nobody has looked at yet has no such condition either
+                        print(f"training job {name} was admitted", flush=True)
+                    waited = waiting
             except ApiException as error:
                 if not passing(error.status) and error.status != 410:  # 410: the watch is too old, ask anew
                     raise TrainJobFailed(f"watching training job {name}: {error.status} {message(error)}") from None
@@ -209,7 +216,9 @@ class TrainJobs:
         from kubernetes.client import ApiException
 
         try:
-            return self._jobs.get_namespaced_custom_object(**self._where, name=name)  # type: ignore[return-value]
+            return self._jobs.get_namespaced_custom_object(  # type: ignore[return-value]
+                **self._where, name=name, _request_timeout=REQUEST_S
+            )
         except ApiException as error:
             return None if error.status == 404 else {}
         except network_errors():
@@ -217,14 +226,18 @@ class TrainJobs:
 
     def _patience(self, doing: str) -> Iterator[Any]:
         """Attempts with growing pauses; each yields a function that starts the clock anew, once something worked."""
-        clock = {"began": time.monotonic(), "pause": 0.2}
+        clock = {"began": time.monotonic(), "pause": 0.2, "told": 0.0}
 
         def restart() -> None:
-            clock.update(began=time.monotonic(), pause=0.2)
+            clock.update(began=time.monotonic(), pause=0.2, told=0.0)
 
         while True:
             yield restart
-            if time.monotonic() - clock["began"] > self.config.patience_s:
+            silent = time.monotonic() - clock["began"]
+            if silent > max(TELL_S, 2 * clock["told"]):
+                clock["told"] = silent
+                print(f"no answer from the API server for {silent:.0f} s while {doing}", file=sys.stderr, flush=True)
+            if silent > self.config.patience_s:
                 raise TrainJobFailed(
                     f"the API server did not answer for {self.config.patience_s:g} s while {doing}",
                     source=f"namespace {self.namespace}",
@@ -237,17 +250,20 @@ class TrainJobs:
 def _connect() -> ApiClient:
     from kubernetes import client, config
 
+    settings = client.Configuration()
+    # Attempts are made and counted here; the client's own, three for each of ours, would make four times the silence.
+    settings.retries = 0  # type: ignore[assignment]
     try:
-        config.load_incluster_config()
+        config.load_incluster_config(client_configuration=settings)
     except config.ConfigException:
         try:
-            config.load_kube_config()
+            config.load_kube_config(client_configuration=settings)
         except (config.ConfigException, OSError) as error:
             raise InputError(
                 f"no credentials for a Kubernetes API server: {error}",
                 remedy="run inside a pod with a service account, or set KUBECONFIG",
             ) from None
-    return client.ApiClient()
+    return client.ApiClient(settings)
 
 
 @contextmanager

@@ -33,13 +33,14 @@ PODS = "/api/v1/namespaces/forge/pods"
 NOW = "2026-01-01T00:00:00Z"
 
 
-def condition(kind: str, reason: str, message: str = "") -> dict[str, Any]:
-    return {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": NOW}
+def condition(kind: str, reason: str, message: str = "", status: str = "True") -> dict[str, Any]:
+    return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": NOW}
 
 
 COMPLETE = condition("Complete", "JobsCompleted", "jobset completed successfully")
 FAILED = condition("Failed", "JobsFailed", "jobset failed due to one or more job failures")
 SUSPENDED = condition("Suspended", "Suspended", "waiting for quota")
+RESUMED = condition("Suspended", "Resumed", "TrainJob is resumed", status="False")
 
 
 class Cluster(ThreadingHTTPServer):
@@ -55,6 +56,8 @@ class Cluster(ThreadingHTTPServer):
         self.log = {"node-0-0": ["step 1", "step 2"]}
         self.calls: list[tuple[str, str]] = []
         self.refuse: dict[str, list[int]] = {}  # statuses that the next calls of a method get instead of an answer
+        self.silent: dict[str, int] = {}  # how many of a method's next calls, watches not counted, get no answer at all
+        self.closed = threading.Event()
         self.step_s = 0.05
         self.drop_watches = 0
         self.vanish = False
@@ -98,6 +101,9 @@ class Handler(BaseHTTPRequestHandler):
     def refused(self) -> bool:
         path = urlparse(self.path).path
         self.server.calls.append((self.command, path))
+        if (self.command, path) != ("GET", JOBS) and path.startswith(JOBS) and self.server.silent.get(self.command, 0):
+            self.server.silent[self.command] -= 1
+            self.server.closed.wait()
         waiting = self.server.refuse.get(self.command, [])
         if waiting and path.startswith(JOBS):
             self.status(waiting.pop(0), "refused by the test")
@@ -190,6 +196,7 @@ def cluster() -> Iterator[Cluster]:
     server = Cluster()
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield server
+    server.closed.set()
     server.shutdown()
     server.server_close()
 
@@ -223,12 +230,13 @@ def test_the_manifest_is_what_the_typed_model_and_our_runtime_expect() -> None:
 
 
 def test_a_job_is_created_watched_and_its_log_repeated(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
-    cluster.script = [[SUSPENDED], [], [COMPLETE]]
+    cluster.script = [[], [SUSPENDED], [RESUMED], [RESUMED, COMPLETE]]
     done = jobs(cluster).run("pretrain-1", ["pretrain"])
-    assert done["status"]["conditions"][0]["type"] == "Complete"
+    assert done["status"]["conditions"][-1]["type"] == "Complete"
     said = capsys.readouterr().out
-    assert "waits for admission (waiting for quota)" in said
-    assert "was admitted" in said
+    assert said.count("waits for admission (waiting for quota)") == 1
+    assert said.count("was admitted") == 1
+    assert said.index("waits for") < said.index("was admitted")
     assert said.count("step 1") == said.count("step 2") == 1
     assert not cluster.jobs, "what succeeded is cleaned up"
 
@@ -267,6 +275,51 @@ def test_refusals_are_one_message(cluster: Cluster) -> None:
         jobs(cluster, patience_s=0.3).run("pretrain-1", ["pretrain"])
 
 
+def test_a_job_that_nobody_has_looked_at_is_not_called_admitted(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.script = [[], [], [COMPLETE]]
+    jobs(cluster).run("pretrain-1", ["pretrain"])
+    assert "admi" not in capsys.readouterr().out
+
+
+def test_a_server_that_accepts_and_says_nothing_is_asked_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("crystalforge.integrations.trainjob.jobs.REQUEST_S", (0.5, 0.5))
+    monkeypatch.setattr("crystalforge.integrations.trainjob.jobs.TELL_S", 0.3)
+    cluster.silent = {"POST": 1, "DELETE": 1}
+    began = time.monotonic()
+    assert jobs(cluster).run("pretrain-1", ["pretrain"])["status"]["conditions"]
+    assert cluster.calls.count(("POST", JOBS)) == 2
+    said = capsys.readouterr().err
+    assert "no answer from the API server for" in said
+    assert "could not be deleted" in said, "and the job's success is not lost over it"
+
+    cluster.silent = {"POST": 1000}
+    with pytest.raises(TrainJobFailed, match=r"did not answer for 1 s while creating"):
+        jobs(cluster, patience_s=1.0).run("pretrain-2", ["pretrain"])
+    cluster.silent, cluster.drop_watches = {"GET": 1}, 1  # the question after a watch that told nothing
+    assert jobs(cluster).run("pretrain-3", ["pretrain"])["status"]["conditions"]
+    assert time.monotonic() - began < 30
+
+
+def test_told_to_end_it_ends_though_nobody_answers(cluster: Cluster) -> None:
+    cluster.silent = {"POST": 1000, "DELETE": 1000}
+    process = subprocess.Popen([sys.executable, "-c", LAUNCH, cluster.url], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not cluster.calls:
+        assert process.poll() is None, process.stderr
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    told = time.monotonic()
+    process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - told < 20, "before the kubelet's patience, 30 s, is at its end"
+    assert process.returncode == 143
+    assert "training job pretrain-1 could not be deleted" in errors
+
+
 def test_an_api_server_that_is_not_there_is_waited_for_and_named() -> None:
     launcher = TrainJobs(
         TrainJobConfig(namespace="forge", patience_s=0.2),
@@ -296,7 +349,9 @@ import sys
 from kubernetes import client
 from crystalforge.integrations.trainjob.jobs import TrainJobs
 from crystalforge.integrations.trainjob.manifest import TrainJobConfig
-api = client.ApiClient(client.Configuration(host=sys.argv[1]))
+settings = client.Configuration(host=sys.argv[1])
+settings.retries = 0
+api = client.ApiClient(settings)
 TrainJobs(TrainJobConfig(namespace="forge"), api=api).run("pretrain-1", ["pretrain"])
 """
 
