@@ -33,6 +33,19 @@ class Status(IntEnum):
     EXCLUDED = 10  # the wish forbids it (constraint on chemistry)
 
 
+# Given by the guards, before any model is asked: such a crystal has cost next to nothing.
+REFUSED = frozenset(
+    {
+        Status.NOT_BUILT,
+        Status.BAD_CELL,
+        Status.TOO_CLOSE,
+        Status.TOO_LARGE,
+        Status.UNKNOWN_ELEMENT,
+        Status.EXCLUDED,
+    }
+)
+
+
 @dataclass(frozen=True)
 class RewardVersion:
     """What exactly judged: two rewards with equal `digest` give equal values.
@@ -71,6 +84,11 @@ class Scores:
     def ok(self) -> np.ndarray:
         """True where the value is the model's, not the floor."""
         return self.status == Status.OK
+
+    @property
+    def refused(self) -> np.ndarray:
+        """True where a guard refused the crystal and no model was asked."""
+        return np.isin(self.status, list(REFUSED))
 
     def counts(self) -> dict[str, int]:
         """How many crystals ended in each status, by name; statuses that did not occur are left out."""
