@@ -21,8 +21,8 @@ from jaxtyping import Bool
 
 from crystalforge.evaluation.evaluate import read_table
 from crystalforge.evaluation.metrics import statistics
+from crystalforge.evaluation.metrics.measures import by_label
 from crystalforge.evaluation.metrics.statistics import Estimate
-from crystalforge.evaluation.metrics.summary import by_label
 from crystalforge.rewards.protocol import Status
 
 INSULATING = 0.5  # eV; below, a predicted gap is within its model's error of none

@@ -1,7 +1,7 @@
 """Serve a reward in the foreground, for as long as this process lives.
 
-    python -m serving.launcher --config params.yaml
-    python -m serving.launcher --config reward.yaml --address 0.0.0.0 --grpc-port 8001 --metrics-port 8002
+    python -m serving --config params.yaml
+    python -m serving --config reward.yaml --address 0.0.0.0 --grpc-port 8001 --metrics-port 8002
 
 The file holds a section `reward` (as params.yaml does), a section `rewards` with several by name, or one reward alone.
 The server is watched and started again when a worker dies; SIGTERM ends it. `python -m serving.probe` tells whether it
@@ -89,7 +89,7 @@ def _token(path: Path | None) -> str | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m serving.launcher", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--config", type=Path, required=True, help="YAML file with the reward")

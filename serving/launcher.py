@@ -351,9 +351,3 @@ def model_name(reward: BaseModel) -> str:
     """The name under which a reward is served when none is given: its own, else its kind."""
     name = getattr(reward, "name", "") or getattr(reward, "kind", "reward")
     return re.sub(r"[^A-Za-z0-9_.-]", "_", str(name))[:64]
-
-
-if __name__ == "__main__":
-    from serving.__main__ import main
-
-    raise SystemExit(main())

@@ -140,7 +140,7 @@ def launcher() -> int:
     """Process id of the launcher in the container: this isolation shares the process table."""
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         words = entry.read_bytes().split(b"\0")
-        if words[1:3] == [b"-m", b"serving.launcher"] and f"--grpc-port={GRPC_PORT}".encode() in words:
+        if words[1:3] == [b"-m", b"serving"] and f"--grpc-port={GRPC_PORT}".encode() in words:
             return int(entry.parent.name)
     raise AssertionError("no launcher")
 

@@ -237,7 +237,7 @@ def _print(place: Path, summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from crystalforge.evaluation.metrics.summary import METRICS
+    from crystalforge.evaluation.metrics.measures import METRICS
 
     base, tuned = summary["models"]["base"], summary["models"]["tuned"]
     table = Table(title=f"{base['n']:,} crystals from each model, 95 % intervals", title_justify="left")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from crystalforge.evaluation.metrics.summary import METRICS
+from crystalforge.evaluation.metrics.measures import METRICS
 
 # endings of the tags that say what the model was made of
 LINEAGE = ("hash", "digest", "id", "base_model", "data_version", "reward_golden")

@@ -138,7 +138,7 @@ def _against_variant(summary: Summary) -> Any:
     """Small multiples: each figure with its interval against the variant, the base as a dashed line."""
     from plotly.subplots import make_subplots
 
-    from crystalforge.evaluation.metrics.summary import METRICS
+    from crystalforge.evaluation.metrics.measures import METRICS
     from crystalforge.evaluation.report.figures import COLORS, plotly
 
     go = plotly()

@@ -81,7 +81,7 @@ def figures(evaluation: Path) -> list[tuple[str, int | None, dict[str, Estimate]
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from crystalforge.evaluation.metrics.summary import measure
+    from crystalforge.evaluation.metrics.measures import measure
 
     table: pa.Table = pq.read_table(evaluation / "crystals.parquet")
     found: list[tuple[str, int | None, dict[str, Estimate]]] = []
@@ -96,7 +96,7 @@ def figures(evaluation: Path) -> list[tuple[str, int | None, dict[str, Estimate]
 
 def write_table(out: Path, found: list[tuple[str, int | None, dict[str, Estimate]]]) -> None:
     """`table.md` to read and `table.csv` to draw: a line for each model and seed, 95 % intervals beside the figures."""
-    from crystalforge.evaluation.metrics.summary import METRICS
+    from crystalforge.evaluation.metrics.measures import METRICS
 
     names = [name for name in METRICS if any(name in row for _, _, row in found)]
     heads = [" ".join(part for part in METRICS[name][:2] if part) for name in names]

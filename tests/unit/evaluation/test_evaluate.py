@@ -14,7 +14,8 @@ from crystalforge.evaluation.judging.parts import NOT_ASKED
 from crystalforge.evaluation.judging.relaxing import Relaxations, chosen_rows
 from crystalforge.evaluation.judging.scoring import crystals_of
 from crystalforge.evaluation.matching.reference import Reference
-from crystalforge.evaluation.metrics.summary import across_seeds, by_label, compare, measure, per_spacegroup, summarise
+from crystalforge.evaluation.metrics.measures import by_label, compare, measure
+from crystalforge.evaluation.metrics.summary import across_seeds, per_spacegroup, summarise
 from crystalforge.rewards.protocol import RewardUnavailable, Scores
 from tests.unit.evaluation.conftest import RuleReward
 

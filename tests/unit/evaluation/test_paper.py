@@ -17,9 +17,9 @@ from crystalforge.evaluation.drawing.samples import SampleSet
 from crystalforge.evaluation.evaluate import evaluate_samples
 from crystalforge.evaluation.judging.scoring import judged_by
 from crystalforge.evaluation.matching.reference import Reference
+from crystalforge.evaluation.metrics.measures import estimate, measure
 from crystalforge.evaluation.metrics.pareto import CONSTANT, GAP, pareto_front
 from crystalforge.evaluation.metrics.spacegroups import by_spacegroup, fourteen_groups
-from crystalforge.evaluation.metrics.summary import estimate, measure
 from crystalforge.evaluation.paper.runs import gather
 from crystalforge.evaluation.paper.tables import candidates, retrieval
 from crystalforge.rewards.protocol import Scores

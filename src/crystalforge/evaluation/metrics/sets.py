@@ -17,7 +17,7 @@ from crystalforge.evaluation.judging.parts import HASH, Tick, pieces
 from crystalforge.evaluation.judging.relaxing import chosen_rows
 from crystalforge.evaluation.judging.scoring import crystals_of, judged_by
 from crystalforge.evaluation.metrics.coverage import Fingerprints, coverage, density, fingerprints, property_distances
-from crystalforge.evaluation.metrics.summary import by_label
+from crystalforge.evaluation.metrics.measures import by_label
 from crystalforge.rewards.protocol import Reward, Status
 
 PIECE = 32  # crystals fingerprinted between two writes

@@ -1,4 +1,4 @@
-"""Could the difference between two models be chance? p-values beside the intervals of `summary.compare`.
+"""Could the difference between two models be chance? p-values beside the intervals of `measures.compare`.
 
 Two models that were given the same space groups and random streams (equal seed, index and space group in every row) are
 compared pair by pair, which removes the spread between space groups: the paired t test for means, McNemar's exact test
@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float64
 
+from crystalforge.evaluation.metrics.measures import SHARES, experiments, is_repeated, measure
 from crystalforge.evaluation.metrics.statistics import Z
-from crystalforge.evaluation.metrics.summary import SHARES, experiments, is_repeated, measure
 
 RATES = {"stable_rate": "stable", "novel_rate": "novel", "valid_rate": "valid"}
 MEANS = {"mean_reward": "reward"}

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crystalforge.evaluation.metrics.measures import by_label, estimate
 from crystalforge.evaluation.metrics.statistics import Estimate
-from crystalforge.evaluation.metrics.summary import by_label, estimate
 
 SYSTEMS = (
     ("triclinic", 1, 2),

@@ -1,69 +1,20 @@
-"""From the table of crystals to the figures that are quoted, each with a 95 % interval.
-
-Denominators are all samples; for protocols that judge relaxed crystals, all that were to be relaxed. Rates of
-independent crystals (valid, stable, novel) have Wilson intervals; rates of *distinct* crystals (unique, S.U.N.) the
-conservative interval of `statistics.distinct_interval`; means Student's t. Differences between models: Newcombe for
-rates, Welch for means.
-
-A label under which several models were judged (one method, trained with several seeds) is judged by the spread between
-them: its figures are means over the models, with k - 1 degrees of freedom, since samples of one model say nothing
-about how another training would have ended.
-"""
+"""From the table of crystals to the figures that are quoted: every model of it, and every model minus the first."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crystalforge.evaluation.config import MOST_HELD_OUT
-from crystalforge.evaluation.judging.parts import held_out_prefix
 from crystalforge.evaluation.metrics import statistics
+from crystalforge.evaluation.metrics.measures import by_label, compare, estimate, experiments, is_repeated, measure
+from crystalforge.evaluation.metrics.significance import p_values
 from crystalforge.evaluation.metrics.statistics import Estimate
 from crystalforge.rewards.protocol import Status
-
-ORDINALS = ("", "second ", "third ")
-
-
-def _held_out_metrics(prefix: str = "") -> dict[str, tuple[str, str, int]]:
-    """Two lines for each held-out judge: its mean E_hull and the share that it finds stable."""
-    when = ", relaxed" if prefix else ""
-    found = {}
-    for number, ordinal in zip(range(MOST_HELD_OUT), ORDINALS, strict=True):
-        name = f"{prefix}{held_out_prefix(number)}"
-        found[f"mean_{name}e_above_hull"] = (f"Mean E_hull, {ordinal}held-out potential{when}", "eV/atom", -1)
-        found[f"{name}stable_rate"] = (f"Stable, {ordinal}held-out potential{when}", "%", 1)
-    return found
-
-
-# Headline figures in the order of tables: caption, unit (% for rates), better direction (1 up, -1 down, 0 neither).
-METRICS: dict[str, tuple[str, str, int]] = {
-    "mean_reward": ("Mean reward", "", 1),
-    "mean_e_above_hull": ("Mean E_hull", "eV/atom", -1),
-    "stable_rate": ("Stable", "%", 1),
-    "metastable_rate": ("Metastable", "%", 1),
-    "unique_rate": ("Unique", "%", 1),
-    "novel_rate": ("Novel", "%", 1),
-    "sun_rate": ("S.U.N.", "%", 1),
-    "msun_rate": ("M.S.U.N.", "%", 1),
-    "valid_rate": ("Valid", "%", 1),
-    "structure_valid_rate": ("Valid structure", "%", 1),
-    "composition_valid_rate": ("Valid composition", "%", 1),
-    "scored_rate": ("Scored by the reward", "%", 1),
-    **_held_out_metrics(),
-    "agreed_rate": ("Stable by all", "%", 1),
-    "mean_relaxed_e_above_hull": ("Mean E_hull, relaxed", "eV/atom", -1),
-    "relaxed_stable_rate": ("Stable when relaxed", "%", 1),
-    **_held_out_metrics("relaxed_"),
-    "converged_rate": ("Relaxation converged", "%", 0),
-    "mean_relaxed_rms": ("Displacement by relaxing", "(V/N)^(1/3)", -1),
-    "mean_relaxed_rmsd": ("Displacement by relaxing", "Å", -1),
-    "kl_to_base": ("KL to base", "nats", 0),
-}
 
 
 def summarise(table: pa.Table, *, protocol: str | None = None) -> dict[str, Any]:
@@ -76,8 +27,6 @@ def summarise(table: pa.Table, *, protocol: str | None = None) -> dict[str, Any]
     `experiments`: how many models are behind the label; of several, n is their number too. tests: see `significance`;
     for the headline protocol alone. Everything is JSON.
     """
-    from crystalforge.evaluation.metrics.significance import p_values  # which is built on `measure`
-
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     rules = json.loads(metadata["protocols"])
     headline = metadata["headline"]
@@ -100,120 +49,6 @@ def summarise(table: pa.Table, *, protocol: str | None = None) -> dict[str, Any]
         },
         "tests": {label: p_values(parts[labels[0]], parts[label]) for label in labels[1:]} if not suffix else {},
     }
-
-
-def by_label(table: pa.Table) -> dict[str, pa.Table]:
-    """The rows of each label, in order of appearance."""
-    labels = dict.fromkeys(table.column("label").to_pylist())
-    return {label: table.filter(pc.field("label") == label) for label in labels}
-
-
-def experiments(table: pa.Table) -> list[pa.Table]:
-    """The rows of each model and sampling seed among one label's, in order of appearance."""
-    pairs = list(zip(table.column("model_hash").to_pylist(), table.column("seed").to_pylist(), strict=True))
-    number = {pair: k for k, pair in enumerate(dict.fromkeys(pairs))}
-    which = np.array([number[pair] for pair in pairs], dtype=np.int64)
-    return [table.filter(pa.array(which == k)) for k in range(len(number))]
-
-
-def is_repeated(table: pa.Table) -> bool:
-    """Whether several models, not one sampled several times, are behind a label's rows."""
-    return len(set(table.column("model_hash").to_pylist())) > 1
-
-
-def estimate(table: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
-    """The figures of one label: `measure`, or for several models the means over them with the spread between them."""
-    found = _pooled(table, suffix)
-    return {name: _within(value) if METRICS[name][1] == "%" else value for name, value in found.items()}
-
-
-def _pooled(table: pa.Table, suffix: str) -> dict[str, Estimate]:
-    """`estimate` with intervals as they come: cut ones would make those of differences too short."""
-    if not is_repeated(table):
-        return measure(table, suffix=suffix)
-    found = [measure(part, suffix=suffix) for part in experiments(table)]
-    return {name: statistics.across_seeds([each[name] for each in found]) for name in found[0]}
-
-
-def _within(share: Estimate) -> Estimate:
-    """The same share, its interval cut at 0 and 1."""
-    low, high = (float(np.clip(end, 0.0, 1.0)) for end in (share.low, share.high))
-    return Estimate(share.value, low, high, share.n)
-
-
-def measure(table: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
-    """Every headline figure of the rows given (one model; several seeds are pooled); see METRICS for the names."""
-    scored = _numbers(table, "status") == Status.OK
-    judged = table.filter(pc.field(f"counted{suffix}"))
-    size = len(judged)
-    found = {
-        "mean_reward": statistics.mean(_numbers(table, "reward")),
-        "unique_rate": statistics.distinct_interval(_groups(judged, f"group{suffix}"), size),
-        "novel_rate": statistics.share(_mask(judged, f"novel{suffix}")),
-        "valid_rate": statistics.share(_mask(table, "valid")),
-        "structure_valid_rate": statistics.share(_mask(table, "structure_valid")),
-        "composition_valid_rate": statistics.share(_mask(table, "composition_valid")),
-        "scored_rate": statistics.share(scored),
-    }
-    for kind, sun in (("stable", "sun"), ("metastable", "msun")):
-        if f"{kind}{suffix}" in table.column_names:
-            found[f"{kind}_rate"] = statistics.share(_mask(judged, f"{kind}{suffix}"))
-            found[f"{sun}_rate"] = statistics.distinct_interval(_sun_groups(judged, kind, sun, suffix), size)
-    for metric, (column, population) in SHARES.items():
-        if column in table.column_names:
-            rows = table.filter(pc.field(population)) if population else table
-            found[metric] = statistics.share(_mask(rows, column))
-    for metric, column in MEANS.items():
-        if column in table.column_names:
-            found[metric] = statistics.mean(_finite(_numbers(table, column)))
-    found["kl_to_base"] = statistics.mean(_log_ratio(table))
-    return {name: found[name] for name in METRICS if name in found}
-
-
-_PREFIXES = [held_out_prefix(number) for number in range(MOST_HELD_OUT)]
-# Share of True in a column among the rows where another one is true (empty: all).
-SHARES = {
-    **{f"{prefix}stable_rate": (f"{prefix}stable", "") for prefix in _PREFIXES},
-    "agreed_rate": ("agreed", ""),
-    **{
-        f"{prefix}stable_rate": (f"{prefix}stable", "relaxed_asked")
-        for prefix in ["relaxed_", *(f"relaxed_{prefix}" for prefix in _PREFIXES)]
-    },
-    "converged_rate": ("relaxed_converged", "relaxed_asked"),
-}
-MEANS = {
-    "mean_e_above_hull": "e_above_hull",
-    "mean_relaxed_e_above_hull": "relaxed_e_above_hull",
-    "mean_relaxed_rms": "relaxed_rms",
-    "mean_relaxed_rmsd": "relaxed_rmsd",
-    **{f"mean_{prefix}e_above_hull": f"{prefix}e_above_hull" for prefix in _PREFIXES},
-    **{f"mean_relaxed_{prefix}e_above_hull": f"relaxed_{prefix}e_above_hull" for prefix in _PREFIXES},
-}
-
-
-def compare(first: pa.Table, second: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
-    """second - first of every headline figure that both have, with the interval of the difference.
-
-    The two sets of samples are independent (different models), so nothing is paired. Where one of them comes from
-    several models, the intervals of both figures are combined (`statistics.difference`).
-    """
-    a, b = _pooled(first, suffix), _pooled(second, suffix)
-    repeated = is_repeated(first) or is_repeated(second)
-    values: dict[str, Callable[[pa.Table], np.ndarray]] = {
-        "mean_reward": lambda table: _numbers(table, "reward"),
-        "kl_to_base": _log_ratio,
-    }
-    for metric, column in MEANS.items():
-        values[metric] = lambda table, column=column: _finite(_numbers(table, column))
-    found = {}
-    for name in a:
-        if name not in b:
-            continue
-        if name in values and not repeated:
-            found[name] = statistics.welch(values[name](first), values[name](second))
-        else:
-            found[name] = statistics.difference(a[name], b[name])
-    return found
 
 
 def across_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -247,13 +82,13 @@ def across_seeds(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def status_counts(table: pa.Table) -> dict[str, int]:
     """How many rows ended in each status of the reward, by name."""
-    codes, numbers = np.unique(_numbers(table, "status").astype(np.int64), return_counts=True)
+    codes, numbers = np.unique(table.column("status").to_numpy().astype(np.int64), return_counts=True)
     return {Status(int(code)).name.lower(): int(n) for code, n in zip(codes, numbers, strict=True)}
 
 
 def per_spacegroup(table: pa.Table, *, suffix: str = "") -> dict[int, dict[str, Any]]:
     """The figures of one model for each space group that it wrote, most frequent first."""
-    groups, numbers = np.unique(_numbers(table, "spacegroup").astype(np.int64), return_counts=True)
+    groups, numbers = np.unique(table.column("spacegroup").to_numpy().astype(np.int64), return_counts=True)
     order = np.argsort(-numbers, kind="stable")
     return {
         int(groups[k]): {
@@ -280,32 +115,3 @@ def _model(table: pa.Table, estimates: Mapping[str, Estimate], suffix: str) -> d
             for seed in seeds
         },
     }
-
-
-def _numbers(table: pa.Table, name: str) -> np.ndarray:
-    return table.column(name).to_numpy()
-
-
-def _mask(table: pa.Table, name: str) -> np.ndarray:
-    return table.column(name).to_numpy().astype(bool)
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    return values[np.isfinite(values)]
-
-
-def _log_ratio(table: pa.Table) -> np.ndarray:
-    """log p(x) - log p_base(x) of the model's own samples where both are known; its mean estimates KL(p || p_base)."""
-    return _finite(_numbers(table, "log_prob") - _numbers(table, "log_prob_base"))
-
-
-def _groups(table: pa.Table, name: str) -> list[int]:
-    groups = _numbers(table, name)
-    return groups[groups >= 0].tolist()
-
-
-def _sun_groups(table: pa.Table, kind: str, sun: str, suffix: str) -> list[int]:
-    """The group of every stable sample whose group's first member is S.U.N."""
-    groups, chosen = _numbers(table, f"{kind}_group{suffix}"), _mask(table, f"{sun}{suffix}")
-    heads = set(groups[chosen].tolist())
-    return [group for group in groups.tolist() if group in heads]

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from jaxtyping import Float64
 
 from crystalforge.common.errors import missing_extra
+from crystalforge.evaluation.metrics.measures import estimate, experiments
 from crystalforge.evaluation.metrics.pareto import CONSTANT, GAP, pareto_front
 from crystalforge.evaluation.metrics.spacegroups import by_spacegroup
 from crystalforge.evaluation.metrics.statistics import Estimate, student_quantile
-from crystalforge.evaluation.metrics.summary import estimate, experiments
 from crystalforge.evaluation.paper.runs import Runs
 from crystalforge.evaluation.report.figures import COLORS, GRID, INK, series, spacegroup_symbol
 

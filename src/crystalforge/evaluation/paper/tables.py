@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from crystalforge.evaluation.metrics.measures import METRICS, estimate
 from crystalforge.evaluation.metrics.pareto import CONSTANT, GAP
 from crystalforge.evaluation.metrics.spacegroups import by_spacegroup
 from crystalforge.evaluation.metrics.statistics import Estimate
-from crystalforge.evaluation.metrics.summary import METRICS, estimate
 from crystalforge.evaluation.paper.runs import Runs
 from crystalforge.evaluation.report.figures import spacegroup_symbol
 

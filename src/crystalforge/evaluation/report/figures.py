@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from crystalforge.common.errors import missing_extra
+from crystalforge.evaluation.metrics.measures import by_label
 from crystalforge.evaluation.metrics.spacegroups import SYSTEMS
-from crystalforge.evaluation.metrics.summary import by_label
 from crystalforge.evaluation.report.elements import ELEMENTS, ElementStyle
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64
 
+from crystalforge.evaluation.metrics.measures import by_label
 from crystalforge.evaluation.metrics.pareto import CONSTANT, GAP, pareto_front
-from crystalforge.evaluation.metrics.summary import by_label
 from crystalforge.evaluation.report.figures import INK, cycle, plotly, style
 
 if TYPE_CHECKING:

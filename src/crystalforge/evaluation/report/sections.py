@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from crystalforge.evaluation.metrics.measures import by_label, is_repeated
 from crystalforge.evaluation.metrics.spacegroups import by_spacegroup
-from crystalforge.evaluation.metrics.summary import by_label, is_repeated
 from crystalforge.evaluation.report.figures import spacegroup_symbol
 from crystalforge.evaluation.report.text import percent, signed
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from crystalforge.evaluation.metrics.summary import METRICS
+from crystalforge.evaluation.metrics.measures import METRICS
 
 Interval = Mapping[str, Any]  # value, low, high, n, as `Estimate.as_dict` writes them
 MINUS = "\u2212"

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crystalforge.common.files import atomic_file
-from crystalforge.evaluation.metrics.summary import by_label
+from crystalforge.evaluation.metrics.measures import by_label
 from crystalforge.evaluation.report import candidates, figures, judges, sections
 from crystalforge.evaluation.report.elements import ELEMENTS
 from crystalforge.evaluation.report.figures import History

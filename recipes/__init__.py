@@ -1,0 +1,1 @@
+"""Parameter files, and the scripts that prepare data and ship models. Run, never imported."""
