@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from crystalforge.evaluation.drawing.samples import Source
     from crystalforge.evaluation.matching.reference import Reference
     from crystalforge.rewards import Reward
+    from crystalforge.thermo import HullStore
 
 TABLE, SUMMARY, REPORT, HISTORIES = "crystals.parquet", "summary.json", "report.html", "histories.json"
 Named = Sequence[tuple[str, Path]]
@@ -124,7 +125,14 @@ def evaluate(
             histories = _histories(entries)
             write_json(out / HISTORIES, histories)
             write_report(
-                out / REPORT, table, summary, histories, metadata, gallery=settings.gallery, rows=settings.candidates
+                out / REPORT,
+                table,
+                summary,
+                histories,
+                metadata,
+                gallery=settings.gallery,
+                rows=settings.candidates,
+                hull=_hull(config),
             )
             for name in (SUMMARY, REPORT, TABLE):
                 stage.artifact(out / name)
@@ -206,6 +214,19 @@ def _reference(config: Config, store: TokenStore, first: Entry) -> Reference:
         reference = Reference.from_store(TokenStore.open(config.evaluate.reference / "store"), ["all"])
     remembered = None if first.samples else training_fingerprints(first.model, store.manifest.get("data_hash"))
     return reference if remembered is None else reference.remembering(remembered)
+
+
+def _hull(config: Config) -> HullStore | None:
+    """The reference phases of the reward, where it has such and they are at hand."""
+    from crystalforge.rewards.config import EHullReward
+    from crystalforge.thermo import HullStore
+
+    if not isinstance(config.reward, EHullReward):
+        return None
+    try:
+        return HullStore.open(config.reward.hull, scale=config.reward.hull_scale)
+    except InputError:  # a service elsewhere has them
+        return None
 
 
 def _real_crystals(store: TokenStore, split: str) -> list[Crystal]:

@@ -11,6 +11,8 @@ Shapes: d elements of the system, P phases, F facets, Q queries. Units: eV/atom.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float64
 
@@ -28,6 +30,9 @@ simplex; ten times below the accuracy promised for the hull."""
 SMALLEST_SIMPLEX = 1e-14
 """Volume, as a part of the whole composition space, below which a simplex has no chemical potentials to give.
 """
+
+SMALLEST_SHARE = 1e-6
+"""Part of the atoms below which a phase takes no part in a decomposition."""
 
 COVER_TOLERANCE = 1e-9
 """By how much the facets' volumes may miss the volume of the composition space. What is missing is left to
@@ -54,6 +59,7 @@ class SystemHull:
         self._fractions = np.concatenate([np.eye(d), fractions[below]])
         self._formation = np.concatenate([np.zeros(d), formation[below]])
         self.n_compounds = int((~pure).sum())
+        self.n_full = int((fractions > 0).all(axis=1).sum())
         self.facets: Float64[np.ndarray, "F d"] | None = None
         if d <= MAX_FACET_ELEMENTS and (facets := _facets(self._fractions, self._formation)) is not None:
             self.facets = facets + terminal
@@ -64,13 +70,21 @@ class SystemHull:
             return (fractions @ self.facets.T).max(axis=1)
         return np.array([self._program(row) for row in fractions]) + fractions @ self._terminal
 
+    def decomposition(self, fractions: Float64[np.ndarray, " d"]) -> list[tuple[Float64[np.ndarray, " d"], float]]:
+        """The phases on the hull that a composition falls apart into: (atomic fractions, share of the atoms)."""
+        shares = self._mixture(fractions).x
+        return [(self._fractions[row], float(shares[row])) for row in np.flatnonzero(shares > SMALLEST_SHARE)]
+
     def _program(self, fractions: Float64[np.ndarray, " d"]) -> float:
         """Cheapest mixture of phases with this composition: the same hull, as a linear program."""
+        return float(self._mixture(fractions).fun)
+
+    def _mixture(self, fractions: Float64[np.ndarray, " d"]) -> Any:
         from scipy.optimize import linprog
 
         result = linprog(self._formation, A_eq=self._fractions.T, b_eq=fractions, method="highs")
         assert result.status == 0, result.message
-        return float(result.fun)
+        return result
 
 
 def _facets(

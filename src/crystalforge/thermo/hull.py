@@ -38,6 +38,9 @@ FORMAT = 1
 SAME_COMPOSITION = 8
 """Decimals in which two compositions must agree to be one: 1e-8 separates all formulas below 10,000 atoms."""
 
+LARGEST_FORMULA = 200
+"""Atoms up to which whole numbers are looked for when a phase is named."""
+
 
 @dataclass(frozen=True, eq=False)
 class HullAnswer:
@@ -52,6 +55,21 @@ class HullAnswer:
     hull_energy: Float64[np.ndarray, " B"]
     n_compounds: Int32[np.ndarray, " B"]
     missing: np.ndarray
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a hull knows around a composition.
+
+    n_compounds: compounds of its elements, or of some of them; n_same_elements: those that hold all of them;
+    decomposition: the phases that a crystal of this composition competes with, as (formula, share of the atoms), the
+    largest share first; missing: whether an element has no pure reference phase, so that there is no hull.
+    """
+
+    n_compounds: int
+    n_same_elements: int
+    decomposition: tuple[tuple[str, float], ...]
+    missing: bool = False
 
 
 class HullStore:
@@ -228,6 +246,20 @@ class HullStore:
                 n_compounds[rows] = hull.n_compounds
         return HullAnswer(energy - hull_energy, hull_energy, n_compounds, np.isnan(hull_energy))
 
+    def around(self, numbers: Sequence[int] | np.ndarray | Amounts) -> Surroundings:
+        """What the hull knows around one composition, the competing phases by name.
+
+        >>> HullStore.open("embedded").around([11, 17]).decomposition[0]                  # doctest: +SKIP
+        ('NaCl', 1.0)
+        """
+        elements, amounts = _fractions_of(numbers)
+        hull = self.system(elements) if elements else None
+        if hull is None:
+            return Surroundings(0, 0, (), missing=True)
+        phases = [(formula_of(elements, row), share) for row, share in hull.decomposition(amounts)]
+        phases.sort(key=lambda phase: -phase[1])
+        return Surroundings(hull.n_compounds, hull.n_full, tuple(phases))
+
     def _build(self, key: tuple[int, ...]) -> SystemHull | None:
         if any(not 1 <= z <= 118 for z in key):
             return None
@@ -253,6 +285,19 @@ class HullStore:
         for array in (self._mask, self._start, self._fractions, self._energy):
             total.update(np.ascontiguousarray(array).tobytes())
         return total.hexdigest()
+
+
+def formula_of(elements: Sequence[int], fractions: Float64[np.ndarray, " d"]) -> str:
+    """Formula with the smallest whole numbers, such as `Li2S`; numbers beyond 200 atoms are given as fractions."""
+    from pymatgen.core import Composition, Element
+
+    for total in range(1, LARGEST_FORMULA + 1):
+        counts = fractions * total
+        if np.abs(counts - np.rint(counts)).max() < 1e-6 * total:
+            fractions = np.rint(counts)
+            break
+    parts = {Element.from_Z(z): float(n) for z, n in zip(elements, fractions, strict=True) if n > 1e-9}
+    return Composition(parts).reduced_formula
 
 
 def _bits(elements: Sequence[int]) -> int:

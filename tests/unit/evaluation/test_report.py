@@ -150,3 +150,27 @@ def test_every_element_has_a_place_of_its_own():
     assert len(places) == len(ELEMENTS) == 118
     assert (ELEMENTS[57].row, ELEMENTS[57].column) == (8, 3)
     assert (ELEMENTS[26].row, ELEMENTS[26].column) == (4, 8)
+
+
+def test_the_list_does_not_begin_with_what_nobody_believes(prototypes, tmp_path):
+    """A new crystal far below a thin hull stands last, says why, and is not in the gallery."""
+    from tests.unit.evaluation.conftest import RuleReward
+
+    class Deceived(RuleReward):
+        def score(self, crystals):
+            found = super().score(crystals)
+            found.components["e_above_hull"][:2] = -0.8
+            return found
+
+    source = SampleSet.of("tuned", prototypes[10:22])
+    table = evaluate_samples(
+        [source], Deceived(), Reference.from_crystals([], []), EvaluateConfig(), out=tmp_path, quiet=True
+    )
+    rows = choose(table, 100).to_pylist()
+    assert [row["e_above_hull"] for row in rows[-2:]] == [-0.8, -0.8]
+    assert all("below-hull" in [flag["name"] for flag in row["flags"]] for row in rows[-2:])
+    write_report(tmp_path / "report.html", table, summarise(table), {}, {})
+    data = data_of((tmp_path / "report.html").read_text())
+    energies = {c["id"]: c["energy"] for c in data["candidates"]}
+    assert data["gallery"]
+    assert min(energies[name] for name in data["gallery"]) > -0.1

@@ -3,42 +3,106 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float64
 
 from crystalforge.crystal import Crystal
 from crystalforge.evaluation.judging.scoring import crystals_of
+from crystalforge.evaluation.judging.stability import energy_by, other_judges
+from crystalforge.evaluation.ranking.flags import Evidence, Flag, Level, flags_of, red
+from crystalforge.evaluation.ranking.ranking import Standing, best_first
 from crystalforge.evaluation.report.cif import symmetrised
 from crystalforge.evaluation.report.figures import spacegroup_symbol
 from crystalforge.evaluation.report.text import signed
 
+if TYPE_CHECKING:
+    from crystalforge.thermo.hull import HullStore, Surroundings
 
-def choose(table: pa.Table, count: int) -> pa.Table:
-    """The `count` most interesting rows, best first.
+LIMIT = 0.1  # eV/atom: what judges must find it below to agree, where the protocol has no limit of its own
+FLAGS = pa.list_(pa.struct([("name", pa.string()), ("level", pa.string()), ("text", pa.string())]))
 
-    Order: S.U.N. ones by E_hull; then new ones, the valid before the others, by E_hull; then the rest likewise.
-    Only built crystals are shown, and of each group of equal crystals only the first; what several trainings of one
-    model wrote is told apart by formula, space group and energy alone.
+
+def choose(table: pa.Table, count: int, *, hull: HullStore | None = None, limit: float = LIMIT) -> pa.Table:
+    """The `count` most interesting rows, best first, with what speaks against each in the column `flags`.
+
+    Order: without a red flag before with one; S.U.N. ones first, then new ones, the valid before the others, then the
+    rest; within each by the ranking of `evaluation.ranking`: agreement of the judges at `limit` eV/atom, then the
+    larger of their energies, where nothing is gained far below the hull. hull: to say what each competes with. Only
+    built crystals are shown, and of each group of equal crystals only the first; what several trainings of one model
+    wrote is told apart by formula, space group and energy alone.
     """
-    shown = np.flatnonzero(_flag(table, "built") & _flag(table, "unique"))
-    energy = np.nan_to_num(_number(table, "e_above_hull"), nan=math.inf)
-    keys = (
-        energy,
-        ~(_flag(table, "valid") | _flag(table, "sun")),
-        ~(_flag(table, "novel") & _flag(table, "structure_valid")),
-        ~_flag(table, "sun"),
-    )
-    order = np.lexsort(tuple(key[shown] for key in keys))
-    ranked = table.take(pa.array(shown[order]))
+    shown = table.take(pa.array(np.flatnonzero(_flag(table, "built") & _flag(table, "unique"))))
+    order = _order(shown, [flags_of(evidence) for evidence in _evidence(shown, None)], limit)
+    ranked = shown.take(pa.array(order))
     names = ("label", "formula", "spacegroup", "e_above_hull")
     columns = [ranked.column(name).to_pylist() for name in names if name in ranked.column_names]
     keys = [tuple(round(x, 4) if isinstance(x, float) else x for x in row) for row in zip(*columns, strict=True)]
     seeds = ranked.column("seed").to_pylist()
     first: dict[tuple[Any, ...], int] = {}
     kept = [k for k, (key, seed) in enumerate(zip(keys, seeds, strict=True)) if first.setdefault(key, seed) == seed]
-    return ranked.take(pa.array(kept[:count], pa.int64()))
+    # What the hull says is asked of those alone that may be shown: a decomposition takes a linear program.
+    finalists = ranked.take(pa.array(kept[: 2 * count], pa.int64()))
+    flags = [flags_of(evidence) for evidence in _evidence(finalists, hull)]
+    best = _order(finalists, flags, limit)[:count]
+    texts = [[{"name": f.name, "level": f.level.name.lower(), "text": f.text} for f in flags[k]] for k in best]
+    return finalists.take(pa.array(best, pa.int64())).append_column("flags", pa.array(texts, FLAGS))
+
+
+def _order(table: pa.Table, flags: Sequence[Sequence[Flag]], limit: float) -> list[int]:
+    """Positions of the rows, best first; see `choose`."""
+    energies = list(zip(*(values.tolist() for values in opinions(table).values()), strict=True)) or [()] * len(table)
+    standings = [
+        Standing(tuple(energy), red(found), sum(flag.level is Level.WARNING for flag in found))
+        for energy, found in zip(energies, flags, strict=True)
+    ]
+    rank = np.empty(len(table), dtype=np.int64)
+    rank[best_first(standings, limit)] = np.arange(len(table))
+    keys = (
+        rank,
+        ~(_flag(table, "valid") | _flag(table, "sun")),
+        ~(_flag(table, "novel") & _flag(table, "structure_valid")),
+        ~_flag(table, "sun"),
+        np.array([one.red for one in standings], dtype=bool),
+    )
+    return np.lexsort(keys).tolist()
+
+
+def opinions(table: pa.Table) -> dict[str, Float64[np.ndarray, " n"]]:
+    """E_hull by each judge's name, after relaxing where the crystal was relaxed; judges that give none are left out."""
+    found = {}
+    for prefix in ["", *(name for name in other_judges(table) if name.startswith("held_out_"))]:
+        energy, relaxed = energy_by(table, prefix), energy_by(table, f"relaxed_{prefix}")
+        if energy is not None:
+            number = prefix.removeprefix("held_out_").removesuffix("_")
+            name = "the reward" if not prefix else f"held-out judge {number}".strip()
+            found[name] = energy if relaxed is None else np.where(np.isfinite(relaxed), relaxed, energy)
+    return found
+
+
+def _evidence(table: pa.Table, hull: HullStore | None) -> Iterator[Evidence]:
+    energies = opinions(table)
+    relaxed = _flag(table, "relaxed_asked")
+    converged, rmsd = _flag(table, "relaxed_converged"), _number(table, "relaxed_rmsd")
+    neutral = _flag(table, "composition_valid")
+    around: dict[tuple[int, ...], Surroundings] = {}
+    for row, crystal in enumerate(crystals_of(table)):
+        assert crystal is not None, "only built crystals are shown"
+        key = tuple(sorted(crystal.numbers.tolist()))
+        if hull is not None and key not in around:
+            around[key] = hull.around(crystal.numbers)
+        moved = math.inf if math.isnan(rmsd[row]) else float(rmsd[row])
+        yield Evidence(
+            crystal,
+            {name: float(values[row]) for name, values in energies.items()},
+            around.get(key),
+            rmsd=moved if relaxed[row] else None,
+            converged=bool(converged[row]) if relaxed[row] else None,
+            neutral=bool(neutral[row]) if "composition_valid" in table.column_names else None,
+        )
 
 
 def records(table: pa.Table, rules: dict[str, Any]) -> list[dict[str, Any]]:
@@ -82,6 +146,7 @@ def record(row: dict[str, Any], crystal: Crystal, rules: dict[str, Any], copies:
         "valid": bool(row["valid"]),
         "nearest": _nearest(row),
         "why": _why(row, rules, copies),
+        "flags": row.get("flags") or [],
         "lattice": [round(float(x), 4) for x in cell.lattice.ravel()],
         "numbers": [int(z) for z in cell.numbers],
         "frac": [round(float(x), 5) for x in cell.frac.ravel()],
@@ -115,8 +180,6 @@ def _why(row: dict[str, Any], rules: dict[str, Any], copies: int) -> list[str]:
         reasons.append(f"It was drawn {copies} times; this is the first.")
     if not row["structure_valid"]:
         reasons.append(f"Two atoms are only {row['min_distance']:.2f} Å apart.")
-    if not row["composition_valid"]:
-        reasons.append("No usual oxidation states make it neutral.")
     return reasons
 
 

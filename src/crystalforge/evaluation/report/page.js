@@ -51,6 +51,12 @@
 
   const badges = c => [["S.U.N.", c.sun], ["stable", c.stable && !c.sun], ["novel", c.novel && !c.sun], ["valid", c.valid]]
     .filter(([, yes]) => yes).map(([text]) => make("span", { class: `badge${text === "S.U.N." ? " yes" : ""}` }, text));
+  // What speaks against a crystal: a badge with how grave it is and how many; the sentences are in the details.
+  const grave = c => ["red", "warning"].flatMap(level => {
+    const found = c.flags.filter(flag => flag.level === level);
+    return found.length ? [make("span", { class: `badge${level === "red" ? " no" : " warn"}`, title: found.map(flag => flag.text).join("\n") },
+      found.map(flag => flag.name).join(", "))] : [];
+  });
   const spaced = nodes => nodes.flatMap((node, k) => k ? [" ", node] : [node]);
   const nearest = c => c.nearest ? [...subscripted(c.nearest.formula), ` (${c.nearest.id})`] : ["none"];
 
@@ -72,6 +78,7 @@
       make("p", {}, ...spaced(badges(c))),
       make("ul", { class: "legend" }, ...kinds),
       make("ul", {}, ...c.why.map(reason => make("li", {}, reason))),
+      ...(c.flags.length ? [make("ul", { class: "flags" }, ...c.flags.map(flag => make("li", { class: flag.level }, flag.text)))] : []),
       make("dl", {}, ...facts.flatMap(([key, value]) => [make("dt", {}, key), make("dd", {}, value)]),
         make("dt", {}, "Nearest known"), make("dd", {}, ...nearest(c), make("div", { class: "hint" }, c.nearest ? c.nearest.text : ""))),
       make("p", { class: "hint" }, "Drag or use the arrow keys to rotate; scroll, pinch or + and − to zoom; 0 resets."),
@@ -88,6 +95,7 @@
     shelf.append(make("li", { class: "card" }, canvas, make("div", { class: "card-body" },
       make("h3", {}, ...subscripted(c.formula), " ", make("span", {}, c.symbol)),
       make("p", {}, ...hull(), ` ${number(c.energy)} eV/atom`),
+      ...(grave(c).length ? [make("p", { class: "grave" }, ...spaced(grave(c)))] : []),
       make("p", { class: "near" }, ...(c.nearest ? ["Nearest known: ", ...nearest(c), `, ${c.nearest.text}`] : ["No known crystal to compare with"])),
       make("div", { class: "actions" },
         make("button", { type: "button", onclick: () => open(c), "aria-label": `Details of ${c.formula}` }, "Details"),
@@ -111,6 +119,8 @@
     { name: "Reward", key: c => c.reward, show: c => [number(c.reward)], numeric: true },
     ...(wide ? [] : [{ name: "Atoms", key: c => c.atoms, show: c => [String(c.atoms)], numeric: true }]),
     { name: "Verdict", key: c => -(8 * c.sun + 4 * c.stable + 2 * c.novel + c.valid), show: c => spaced(badges(c)) },
+    ...(candidates.some(c => c.flags.length) ? [{ name: "Flags", key: c => c.flags.filter(f => f.level === "red").length * 100 + c.flags.filter(f => f.level === "warning").length,
+      show: c => grave(c).length ? spaced(grave(c)) : ["none"] }] : []),
     { name: "Nearest known", key: c => c.nearest ? c.nearest.formula : "", show: c => [...nearest(c), make("small", {}, ` ${c.nearest ? c.nearest.text : ""}`)] },
     ...(wide ? [] : [{ name: "Model", key: c => c.label, show: c => [c.label] }]),
   ];
@@ -147,6 +157,7 @@
     const most = controls.most.value === "" ? Infinity : Number(controls.most.value);
     const rows = candidates.filter(c => (!controls.model.value || c.label === controls.model.value)
       && ["sun", "stable", "novel", "valid"].every(flag => !controls[flag].checked || c[flag])
+      && (!controls.unflagged.checked || !c.flags.some(flag => flag.level === "red"))
       && (most === Infinity || (c.energy !== null && c.energy <= most)) && matches(c, words));
     if (!sorting) return rows;
     const { key } = columns[sorting.k], sign = sorting.down ? -1 : 1;
@@ -181,9 +192,10 @@
     chosen().map(c => c.cif.replace(/^data_.*$/m, `data_${c.file}`)).join("\n")));
   document.getElementById("all-csv").addEventListener("click", () => {
     const fields = ["id", "formula", "group", "energy", "heldOut", "relaxed", "rmsd", "gap", "constant", "reward", "logProb", "atoms", "stable", "novel", "sun", "valid"];
+    const flagged = c => c.flags.filter(flag => flag.level !== "note").map(flag => flag.name).join(" ");
     const cell = x => x === null ? "" : /[",\n]/.test(String(x)) ? `"${String(x).replaceAll('"', '""')}"` : String(x);
-    save("candidates.csv", "text/csv", [[...fields, "nearest"].join(","),
-      ...chosen().map(c => [...fields.map(f => cell(c[f])), cell(c.nearest ? c.nearest.id : null)].join(","))].join("\n"));
+    save("candidates.csv", "text/csv", [[...fields, "nearest", "flags"].join(","),
+      ...chosen().map(c => [...fields.map(f => cell(c[f])), cell(c.nearest ? c.nearest.id : null), cell(flagged(c))].join(","))].join("\n"));
   });
   show();
 })();

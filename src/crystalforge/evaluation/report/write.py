@@ -27,6 +27,8 @@ from crystalforge.evaluation.report.text import headline_table, key_values, lede
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+    from crystalforge.thermo.hull import HullStore
+
 GALLERY = 12
 CANDIDATES = 300
 
@@ -40,6 +42,7 @@ def write_report(
     *,
     gallery: int = GALLERY,
     rows: int = CANDIDATES,
+    hull: HullStore | None = None,
 ) -> None:
     """Write the report to `path`, atomically.
 
@@ -50,7 +53,8 @@ def write_report(
     `{"spacegroups": {number: share in %}, "elements": {Z: share in %}}` of the training set), and any further
     sections for the experiment summary as nested mappings, such as `run`, `config`, `data`, `reward`, `versions`.
     `monitor` (optional): by name of each fine-tuning, what `rl.monitor.conclusion` gave.
-    gallery, rows: crystals shown in three dimensions and in the list.
+    gallery, rows: crystals shown in three dimensions and in the list. hull: reference phases, to say what each crystal
+    competes with.
     """
     from plotly.offline import get_plotlyjs
 
@@ -58,8 +62,10 @@ def write_report(
     models = by_label(table)
     labels = list(models)
     counted = candidates.with_copies(table)
-    chosen = candidates.records(candidates.choose(counted, rows), dict(rules))
-    best = [c["id"] for c in chosen if c["label"] == labels[-1] and (c["novel"] or c["sun"])][:gallery]
+    limit = candidates.LIMIT if rules.get("stable_at") is None else rules["stable_at"]
+    chosen = candidates.records(candidates.choose(counted, rows, hull=hull, limit=limit), dict(rules))
+    new = [c for c in chosen if c["label"] == labels[-1] and (c["novel"] or c["sun"])]
+    best = [c["id"] for c in new if all(flag["level"] != "red" for flag in c["flags"])][:gallery]
     drawn = _figures(table, models, rules, histories, metadata.get("training", {}))
     blocks = _blocks(table, summary, drawn, chosen, best, metadata)
     data = {
@@ -265,9 +271,11 @@ def _rules(rules: Mapping[str, Any]) -> str:
 
 
 CANDIDATE_LIST = """
-<p>One row per different crystal, best first. Search for elements (<code>Li O</code>), a formula, a space group or an
-identifier. Nearest known: the distance of a match is the rms displacement in units of (volume per atom)<sup>1/3</sup>;
-that of another formula is the mean number of steps its atoms have to move on Pettifor's chemical scale.</p>
+<p>One row per different crystal, best first: without a red flag before with one, then by how many judges agree, then by
+the largest of their energies; nothing is gained by lying far below the hull. Search for elements (<code>Li O</code>), a
+formula, a space group or an identifier. Nearest known: the distance of a match is the rms displacement in units of
+(volume per atom)<sup>1/3</sup>; that of another formula is the mean number of steps its atoms have to move on
+Pettifor's chemical scale.</p>
 <form class="filters" id="filters" role="search">
   <input type="search" name="search" placeholder="Search" aria-label="Search candidates">
   <label>Model <select name="model"><option value="">all</option></select></label>
@@ -277,6 +285,7 @@ that of another formula is the mean number of steps its atoms have to move on Pe
   <label><input type="checkbox" name="stable"> stable</label>
   <label><input type="checkbox" name="novel"> novel</label>
   <label><input type="checkbox" name="valid"> valid</label>
+  <label><input type="checkbox" name="unflagged"> no red flag</label>
 </form>
 <div class="scroll"><table class="candidates stack" id="candidates">
 <thead><tr></tr></thead><tbody></tbody></table></div>
