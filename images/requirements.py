@@ -1,6 +1,6 @@
 """The package's dependencies with the named extras, one a line: what an image installs, at the versions of the lock.
 
-python3 requirements.py platform potentials > requirements.txt
+python3 requirements.py platform potentials judges > requirements.txt
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 
 from crystalforge import testing
 from crystalforge.crystal import Crystal
-from crystalforge.potentials import CHGNetConfig, MatGLConfig, OrbConfig, Prediction, load
+from crystalforge.potentials import CHGNetConfig, DIEPConfig, MatGLConfig, OrbConfig, Prediction, SevenNetConfig, load
 from crystalforge.potentials.base import predict_isolated
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +50,28 @@ def test_matgl_potentials_conform(model):
     if not (MODELS / model).is_dir():
         pytest.skip(f"{MODELS / model} is not here")
     testing.check_potential(load(MatGLConfig(path=MODELS / model)), testing.example_crystals()[:2])
+
+
+@pytest.mark.parametrize(
+    "config", [SevenNetConfig(), SevenNetConfig(model="7net-mf-0", functional="r2scan")], ids=lambda c: c.model
+)
+def test_sevennet_conforms(config):
+    pytest.importorskip("sevenn")
+    testing.check_potential(load(config), testing.example_crystals()[:2])
+
+
+def test_diep_conforms_as_far_as_it_promises():
+    """Its energy steps where two edges of a triplet are equally long: a finite difference may cross a step, and copies
+    in a supercell may be ordered otherwise."""
+    pytest.importorskip("diep")
+    potential = load(DIEPConfig())
+    testing.check_potential(
+        potential,
+        testing.example_crystals()[:2],
+        skip=("forces", "stress"),
+        tolerances=testing.Tolerances(energy=1e-4, force=2e-3, stress=2e-4),
+    )
+    testing.check_potential(potential, testing.example_crystals()[:1], tolerances=testing.Tolerances(force=2e-3))
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,20 @@
-"""What predicts energies and properties: CHGNet, MatGL, Orb and MACE behind one protocol."""
+"""What predicts energies and properties: CHGNet, SevenNet, DIEP, MatGL, Orb and MACE behind one protocol."""
 
 from crystalforge.potentials.base import Potential, Prediction, Scale
 from crystalforge.potentials.config import (
     CHGNetConfig,
+    DIEPConfig,
     MACEConfig,
     MatGLConfig,
     OrbConfig,
     PotentialConfig,
+    SevenNetConfig,
 )
 from crystalforge.potentials.load import load
 
 __all__ = [
     "CHGNetConfig",
+    "DIEPConfig",
     "MACEConfig",
     "MatGLConfig",
     "OrbConfig",
@@ -19,5 +22,6 @@ __all__ = [
     "PotentialConfig",
     "Prediction",
     "Scale",
+    "SevenNetConfig",
     "load",
 ]

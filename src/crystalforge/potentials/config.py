@@ -23,6 +23,28 @@ class CHGNetConfig(_Base):
     dtype: Literal["float32", "float64"] = Field(default="float32", description="arithmetic; float64 for references")
 
 
+class SevenNetConfig(_Base):
+    """SevenNet: weights come inside its wheel; energies are raw PBE(+U), MF-0's also r2SCAN; Z <= 94."""
+
+    kind: Literal["sevennet"] = "sevennet"
+    model: Literal["7net-0", "7net-l3i5", "7net-mf-0"] = Field(
+        default="7net-0",
+        description="which pretrained weights: 7net-0 (the fastest), 7net-l3i5 (the best), 7net-mf-0 (two functionals)",
+    )
+    functional: Literal["pbe", "r2scan"] = Field(
+        default="pbe", description="what the energies stand for; r2scan: 7net-mf-0 only"
+    )
+
+
+class DIEPConfig(_Base):
+    """DIEP: weights come inside its wheel, trained on MatPES-r2SCAN; Z <= 94."""
+
+    kind: Literal["diep"] = "diep"
+    dtype: Literal["float32", "float64"] = Field(
+        default="float64", description="arithmetic; float32 is too coarse for its forces"
+    )
+
+
 class MatGLConfig(_Base):
     """A MatGL model from a local folder (model.json, model.pt, state.pt).
 
@@ -66,4 +88,6 @@ class MACEConfig(_Base):
     scale: Literal["mp2020", "pbe"] = Field(default="pbe", description="what the energies are measured against")
 
 
-PotentialConfig = Annotated[CHGNetConfig | MatGLConfig | OrbConfig | MACEConfig, Field(discriminator="kind")]
+PotentialConfig = Annotated[
+    CHGNetConfig | SevenNetConfig | DIEPConfig | MatGLConfig | OrbConfig | MACEConfig, Field(discriminator="kind")
+]

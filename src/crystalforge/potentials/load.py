@@ -5,10 +5,12 @@ from __future__ import annotations
 from crystalforge.potentials.base import Potential
 from crystalforge.potentials.config import (
     CHGNetConfig,
+    DIEPConfig,
     MACEConfig,
     MatGLConfig,
     OrbConfig,
     PotentialConfig,
+    SevenNetConfig,
 )
 
 
@@ -19,6 +21,14 @@ def load(config: PotentialConfig) -> Potential:
             from crystalforge.potentials.chgnet import CHGNetPotential
 
             return CHGNetPotential(config)
+        case SevenNetConfig():
+            from crystalforge.potentials.sevennet import SevenNetPotential
+
+            return SevenNetPotential(config)
+        case DIEPConfig():
+            from crystalforge.potentials.diep import DIEPPotential
+
+            return DIEPPotential(config)
         case MatGLConfig():
             from crystalforge.potentials.matgl import MatGLPotential
 

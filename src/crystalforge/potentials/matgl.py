@@ -65,7 +65,7 @@ class MatGLPotential(BatchedPotential):
             raise InputError("MatGL potentials with a ZBL repulsion are not supported", source=config.path)
         self._network = _network(self._model)
         _hasten(self._network, aggregate)
-        self._types = _element_types(self._network)
+        self._types = element_types(self._network)
         self.elements = frozenset(self._types)
         self.name = f"matgl-{Path(config.path).name}"
         self.scale: Scale = config.scale or ("pbe" if self._is_potential else "formation")
@@ -132,7 +132,7 @@ class MatGLProperty:
         self._state, self._batch_atoms = state, batch_atoms
         self._network = _network(self._model)
         _hasten(self._network, aggregate)
-        self._types = _element_types(self._network)
+        self._types = element_types(self._network)
         # Our predictors say which elements they were trained on; of others they know nothing but a random vector.
         trained = (json.loads((Path(path) / "model.json").read_text()).get("metadata") or {}).get("elements")
         self.elements = frozenset(self._types if trained is None else trained)
@@ -289,7 +289,7 @@ def _network(model: Any) -> Any:
     return getattr(model, "model", model)
 
 
-def _element_types(network: Any) -> dict[int, int]:
+def element_types(network: Any) -> dict[int, int]:
     """Index of each atomic number in the model's embedding."""
     from pymatgen.core import Element
 

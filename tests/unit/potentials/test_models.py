@@ -13,7 +13,7 @@ import torch
 
 from crystalforge.common.errors import InputError
 from crystalforge.crystal import Crystal
-from crystalforge.potentials import CHGNetConfig, MACEConfig, MatGLConfig, load
+from crystalforge.potentials import CHGNetConfig, DIEPConfig, MACEConfig, MatGLConfig, SevenNetConfig, load
 from crystalforge.potentials.bridge import full_to_voigt, voigt_to_full
 from crystalforge.potentials.relax import relax
 from crystalforge.testing import check_potential, example_crystals
@@ -53,6 +53,59 @@ def test_chgnet_equals_the_package_on_its_own_path(chgnet):
         assert ours.energy[row] / len(crystals[row]) == pytest.approx(float(wanted["e"]), abs=5e-6)
         np.testing.assert_allclose(ours.forces[row], wanted["f"], atol=5e-5)
         np.testing.assert_allclose(ours.stress[row] * 160.21766208, wanted["s"], atol=5e-4)  # theirs: GPa
+
+
+@pytest.mark.parametrize(("model", "functional"), [("7net-0", "pbe"), ("7net-mf-0", "r2scan")])
+def test_sevennet_equals_the_package_on_its_own_path(model, functional):
+    pytest.importorskip("sevenn")
+    from sevenn.calculator import SevenNetCalculator
+
+    from crystalforge.potentials.bridge import to_atoms
+
+    crystals = example_crystals()
+    ours = load(SevenNetConfig(model=model, functional=functional)).predict(crystals, forces=True, stress=True)
+    assert ours.forces is not None
+    assert ours.stress is not None
+    modal = {"modal": "R2SCAN"} if functional == "r2scan" else {}
+    package = SevenNetCalculator(model, device="cpu", **modal)
+    for row, crystal in enumerate(crystals):
+        atoms = to_atoms(crystal)
+        atoms.calc = package
+        assert ours.energy[row] == pytest.approx(atoms.get_potential_energy(), abs=2e-5 * len(crystal))
+        np.testing.assert_allclose(ours.forces[row], atoms.get_forces(), atol=1e-4)
+        np.testing.assert_allclose(full_to_voigt(ours.stress)[row], atoms.get_stress(), atol=1e-5)
+
+
+def test_diep_equals_the_package_on_its_own_path():
+    pytest.importorskip("diep")
+    from diep.pretrained import make_calculator
+
+    from crystalforge.potentials.bridge import to_atoms
+
+    crystals = example_crystals()[:2]
+    ours = load(DIEPConfig(dtype="float32")).predict(crystals, forces=True, stress=True)
+    assert ours.forces is not None
+    assert ours.stress is not None
+    package = make_calculator()
+    for row, crystal in enumerate(crystals):
+        atoms = to_atoms(crystal)
+        atoms.calc = package
+        assert ours.energy[row] == pytest.approx(atoms.get_potential_energy(), abs=2e-5 * len(crystal))
+        np.testing.assert_allclose(ours.forces[row], atoms.get_forces(), atol=2e-3)
+        np.testing.assert_allclose(full_to_voigt(ours.stress)[row], atoms.get_stress(), atol=2e-4)
+
+
+def test_judges_know_what_they_can_and_cannot():
+    pytest.importorskip("sevenn")
+    with pytest.raises(InputError, match="functional pbe only"):
+        load(SevenNetConfig(functional="r2scan"))
+    judge = load(SevenNetConfig())
+    lonely = Crystal.of(20 * np.eye(3), [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    answer = judge.predict([SALT, lonely, Crystal.of(SALT.lattice, [84, 17], SALT.frac), SALT])
+    assert "no neighbour within 5 Å" in str(answer.problems[1])
+    assert "Z = 84" in str(answer.problems[2])
+    assert answer.energy[0] == pytest.approx(answer.energy[3], abs=1e-5)
+    assert (judge.scale, len(judge.elements)) == ("pbe", 89)
 
 
 def test_chgnet_reports_what_it_cannot_judge(chgnet):

@@ -59,6 +59,13 @@ def best_first(candidates: Sequence[Standing], limit: float) -> list[int]:
 
     def key(position: int) -> tuple[float, ...]:
         one = candidates[position]
-        return (float(one.red), float(not one.fulfils), -one.agreement(limit), one.worst, float(one.warnings), one.spread)
+        return (
+            float(one.red),
+            float(not one.fulfils),
+            -one.agreement(limit),
+            one.worst,
+            float(one.warnings),
+            one.spread,
+        )
 
     return sorted(range(len(candidates)), key=key)

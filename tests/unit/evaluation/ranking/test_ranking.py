@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,7 +52,7 @@ def test_every_order_keeps_the_promises(rows):
     assert sorted(order) == list(range(len(rows)))
     ranked = [rows[position] for position in order]
     assert [row.red for row in ranked] == sorted(row.red for row in ranked)
-    for before, after in zip(ranked, ranked[1:], strict=False):
+    for before, after in pairwise(ranked):
         if (before.red, before.fulfils) == (after.red, after.fulfils):
             assert before.agreement(LIMIT) >= after.agreement(LIMIT)
             if before.agreement(LIMIT) == after.agreement(LIMIT):
