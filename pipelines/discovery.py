@@ -25,34 +25,11 @@ def build(cluster: ClusterConfig | None = None):
         data_version: str = "",
     ):
         """Each parameter ending in `_config` is the section of params.yaml by that name."""
-        with steps.exit_handler(cluster, workspace):
-            data = steps.ingest(
-                cluster,
-                workspace=workspace,
-                data_config=data_config,
-                data_version=data_version,
-                tracking_config=tracking_config,
-            )
-            base = steps.pretrain(
-                cluster,
-                data,
-                workspace=workspace,
-                seed=seed,
-                model_config=model_config,
-                pretrain_config=pretrain_config,
-                tracking_config=tracking_config,
-            )
-            steps.tune_evaluate_register(
-                cluster,
-                data,
-                base,
-                steps.Judges(reward_config, service_config, evaluate_config),
-                workspace=workspace,
-                seed=seed,
-                finetune_config=finetune_config,
-                register_config=register_config,
-                tracking_config=tracking_config,
-            )
+        given = locals()
+        with steps.exit_handler(cluster, given):
+            data = steps.ingest(cluster, given)
+            base = steps.pretrain(cluster, given, data)
+            steps.tune_evaluate_register(cluster, given, data, base)
 
     return discovery
 

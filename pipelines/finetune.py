@@ -26,27 +26,11 @@ def build(cluster: ClusterConfig | None = None):
     ):
         """`base_model`: models:/name/version, or a directory that every step sees. The data serve as the reference
         of novelty and give the shares of the space groups."""
-        with steps.exit_handler(cluster, workspace):
-            data = steps.ingest(
-                cluster,
-                workspace=workspace,
-                data_config=data_config,
-                data_version=data_version,
-                tracking_config=tracking_config,
-            )
-            base = components.fetch(workspace=workspace, base_model=base_model, tracking_config=tracking_config)
-            on_cluster(base, cluster)
-            steps.tune_evaluate_register(
-                cluster,
-                data,
-                base,
-                steps.Judges(reward_config, service_config, evaluate_config),
-                workspace=workspace,
-                seed=seed,
-                finetune_config=finetune_config,
-                register_config=register_config,
-                tracking_config=tracking_config,
-            )
+        given = locals()
+        with steps.exit_handler(cluster, given):
+            data = steps.ingest(cluster, given)
+            base = on_cluster(steps.task(components.fetch, given), cluster)
+            steps.tune_evaluate_register(cluster, given, data, base)
 
     return finetune
 

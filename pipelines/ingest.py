@@ -12,14 +12,9 @@ def build(cluster: ClusterConfig | None = None):
     @dsl.pipeline(name="ingest", description="From files of crystals to a token store.")
     def ingest(workspace: str, data_config: str, tracking_config: str, data_version: str = ""):
         """A source on the workspace volume, at a URL, or the one that ships with the image."""
-        with steps.exit_handler(cluster, workspace):
-            steps.ingest(
-                cluster,
-                workspace=workspace,
-                data_config=data_config,
-                data_version=data_version,
-                tracking_config=tracking_config,
-            )
+        given = locals()
+        with steps.exit_handler(cluster, given):
+            steps.ingest(cluster, given)
 
     return ingest
 

@@ -29,40 +29,18 @@ def build(cluster: ClusterConfig | None = None):
         data_version: str = "",
     ):
         """Each of `variants` has `workspace`, `seed` and `finetune_config`; all share data and base model."""
-        with steps.exit_handler(cluster, workspace):
-            data = steps.ingest(
-                cluster,
-                workspace=workspace,
-                data_config=data_config,
-                data_version=data_version,
-                tracking_config=tracking_config,
-            )
-            base = steps.pretrain(
-                cluster,
-                data,
-                workspace=workspace,
-                seed=seed,
-                model_config=model_config,
-                pretrain_config=pretrain_config,
-                tracking_config=tracking_config,
-            )
+        given = locals()
+        with steps.exit_handler(cluster, given):
+            data = steps.ingest(cluster, given)
+            base = steps.pretrain(cluster, given, data)
             items: Any = variants  # a channel: the engine's types do not say so
             loop: Any = dsl.ParallelFor(items, name="variants", parallelism=PARALLEL)
             with loop as variant:
-                tuned, evaluation = steps.tune_and_evaluate(
-                    cluster,
-                    data,
-                    base,
-                    steps.Judges(reward_config, service_config, evaluate_config),
-                    workspace=variant.workspace,
-                    seed=variant.seed,
-                    finetune_config=variant.finetune_config,
-                    tracking_config=tracking_config,
-                    in_loop=True,
-                )
-            comparison = components.compare(
-                workspace=workspace,
-                tracking_config=tracking_config,
+                own = {name: getattr(variant, name) for name in ("workspace", "seed", "finetune_config")}
+                tuned, evaluation = steps.tune_and_evaluate(cluster, given | own, data, base, in_loop=True)
+            comparison = steps.task(
+                components.compare,
+                given,
                 tuned=dsl.Collected(tuned.outputs["model"]),
                 evaluations=dsl.Collected(evaluation.outputs["evaluation"]),
             )

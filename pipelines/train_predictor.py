@@ -3,8 +3,8 @@
 from kfp import dsl
 
 import components
+from pipelines import steps
 from pipelines.cluster import ClusterConfig, on_cluster
-from pipelines.steps import exit_handler
 
 
 def build(cluster: ClusterConfig | None = None):
@@ -20,16 +20,9 @@ def build(cluster: ClusterConfig | None = None):
         data_version: str = "",
     ):
         """The table that `predictor_config` names lies where every step sees it, as on the workspace volume."""
-        with exit_handler(cluster, workspace):
-            model = components.train_predictor(
-                workspace=workspace,
-                seed=seed,
-                predictor_config=predictor_config,
-                register_config=register_config,
-                tracking_config=tracking_config,
-                data_version=data_version,
-            )
-            on_cluster(model, cluster, role="learner")
+        given = locals()
+        with steps.exit_handler(cluster, given):
+            on_cluster(steps.task(components.train_predictor, given), cluster, role="learner")
 
     return train_predictor
 
