@@ -10,8 +10,6 @@ weights' moving average, as pre-training stores them, and a tuning run's own che
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
@@ -19,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from _common import finish
 
-from crystalforge.common.files import write_json
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import CrystalFormer
 from crystalforge.rl import checkpoint
@@ -77,12 +75,8 @@ def main() -> None:
             },
             "finetune": {"save": save_rl, "load": load_rl, "size_mb": size_mb(tuning)},
             "repeats": arguments.repeats,
-            "machine": {"processor": platform.processor() or platform.machine()},
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
-    print(json.dumps(result, indent=2))
-    if arguments.out:
-        write_json(arguments.out, result)
+    finish(result, arguments.out)
 
 
 if __name__ == "__main__":

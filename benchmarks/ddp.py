@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _common import finish
 from train import made_up_store
 
-from crystalforge.common.files import write_json
 from crystalforge.data.batches import epoch_batches
 from crystalforge.data.store import TokenStore
 from crystalforge.model.config import ModelConfig
@@ -127,12 +126,8 @@ def main() -> None:
         "precision": arguments.precision,
         "batch": arguments.batch,
         "processes": runs,
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
-    print(json.dumps(result, indent=2))
-    if arguments.out:
-        write_json(arguments.out, result)
+    finish(result, arguments.out)
 
 
 if __name__ == "__main__":

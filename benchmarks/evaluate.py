@@ -23,6 +23,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+from _common import finish
 
 from crystalforge.crystal import Crystal, Tokens
 from crystalforge.crystal.convert import tokenize_many
@@ -133,7 +134,7 @@ def show(samples: int, references: int, seconds: dict[str, float]) -> None:
     """Print what was measured."""
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     result = {"samples": samples, "references": references, "seconds": seconds, "peak_memory_mb": memory}
-    print(json.dumps(result, indent=2))
+    finish(result)
 
 
 def the_reward(nothing: bool) -> Reward:

@@ -8,13 +8,13 @@ are the entries' own compositions in random order, with random energies near the
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from _common import finish
 
 from crystalforge.thermo import Entries, HullStore, read_entries
 
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=5000, help="how many lookups")
     parser.add_argument("--seed", type=int, default=0, help="of the queries")
     arguments = parser.parse_args()
-    print(json.dumps(measure(arguments.entries, arguments.queries, arguments.seed), indent=2))
+    finish(measure(arguments.entries, arguments.queries, arguments.seed), packages=("numpy", "pymatgen"))
 
 
 if __name__ == "__main__":

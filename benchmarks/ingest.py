@@ -21,10 +21,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import os
-import platform
 import resource
 import shutil
 import tempfile
@@ -36,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _common import finish
 
 from crystalforge.model.config import ModelConfig
 
@@ -227,12 +226,6 @@ def cpu_seconds() -> float:
     return sum(part.ru_utime + part.ru_stime for part in used)
 
 
-def processor() -> str:
-    """The processor's name, as far as the system tells."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -266,18 +259,14 @@ def main() -> None:
             sizes.append(found | alone(used, out))
             if out / "shards" != shards:
                 shutil.rmtree(out)
-    print(
-        json.dumps(
-            {
-                "benchmark": "ingest",
-                "input": "embedded" if options.parquet is None else options.parquet.name,
-                "processes": options.processes,
-                "sizes": sizes,
-                "machine": {"processor": processor(), "cores": os.cpu_count(), "load_average": os.getloadavg()[0]},
-                "versions": {"python": platform.python_version(), "numpy": np.__version__},
-            },
-            indent=2,
-        )
+    finish(
+        {
+            "benchmark": "ingest",
+            "input": "embedded" if options.parquet is None else options.parquet.name,
+            "processes": options.processes,
+            "sizes": sizes,
+        },
+        packages=("numpy",),
     )
 
 

@@ -11,13 +11,13 @@ whether the metrics are right; see `verify`.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import time
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+from _common import finish
 
 from crystalforge.crystal import Crystal
 from crystalforge.evaluation.judging.judge import match_all
@@ -172,7 +172,7 @@ def main() -> None:
     crystals, ids = load(options.parquet)
     if options.verify:
         generated = drawn(options.generated, crystals, options.verify, options.seed)
-        print(json.dumps(verify(crystals, generated, options.verify, options.seed), indent=2))
+        finish(verify(crystals, generated, options.verify, options.seed), packages=("pymatgen",))
         return
     # A source smaller than asked for is repeated in distorted form: the work per pair stays that of real crystals.
     most = max(options.references, LARGEST if options.scaling else 0)
@@ -210,7 +210,7 @@ def main() -> None:
             size: round(fast(samples, pool[:size], names[:size])[0], 2)
             for size in (LARGEST // 10, LARGEST // 4, LARGEST)
         }
-    print(json.dumps(result, indent=2))
+    finish(result, packages=("pymatgen",))
 
 
 if __name__ == "__main__":

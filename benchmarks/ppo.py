@@ -10,14 +10,13 @@ published code takes 1,320 s for the same work on the same kind of machine.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from _common import finish
 
-from crystalforge.common.files import write_json
 from crystalforge.model.batch import TokenBatch
 from crystalforge.model.checkpoint import load_model
 from crystalforge.model.config import ModelConfig
@@ -103,9 +102,7 @@ def main() -> None:
         "speed_up": REFERENCE / total,
         "passed": total <= REQUIRED,
     }
-    print(json.dumps(result, indent=2))
-    if arguments.out:
-        write_json(arguments.out, result)
+    finish(result, arguments.out)
 
 
 if __name__ == "__main__":

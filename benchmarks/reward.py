@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from _common import finish
 
 import crystalforge.data
 from crystalforge.crystal import Crystal
@@ -144,7 +145,7 @@ def main() -> None:
         settings["hull"] = str(Path(arguments.hull).resolve())
     torch.set_num_threads(1)
     crystals = read_crystals(arguments.crystals, arguments.n, arguments.seed)
-    print(json.dumps(measure(parse(settings), crystals, arguments.instances, arguments.repeats)))
+    finish(measure(parse(settings), crystals, arguments.instances, arguments.repeats))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,6 @@ sampler as it is. Space groups follow MP-20's 24 most frequent ones.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from multiprocessing import get_context
@@ -21,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _common import finish
 
 from crystalforge.crystal import wyckoff
 from crystalforge.model.config import ModelConfig
@@ -171,37 +169,28 @@ def main() -> None:
     seconds_products = work["flop_per_token_products"] / (core["gflops"] * 1e9)
     seconds_cache = work["cache_bytes_read_per_token"] / (core["key_gb_per_s"] * 1e9)
     per_token = statistics.median(cpu)
-    print(
-        json.dumps(
-            {
-                "benchmark": "sampler",
-                "structures_per_s": round(statistics.median(rates), 1),
-                "structures_per_s_spread": [round(min(rates), 1), round(max(rates), 1)],
-                "tokens_per_s": round(statistics.median(tokens)),
-                "core_seconds_per_token": per_token,
-                "limit": {
-                    **work,
-                    "core_gflops_now": round(core["gflops"], 1),
-                    "core_key_gb_per_s_now": round(core["key_gb_per_s"], 1),
-                    "seconds_per_token_products": seconds_products,
-                    "seconds_per_token_cache": seconds_cache,
-                    "times_above_limit": round(per_token / (seconds_products + seconds_cache), 2),
-                },
-                "precision": options.precision,
-                "workers": options.workers,
-                "crystals": options.crystals,
-                "batch_size": options.batch_size,
-                "repeats": options.repeats,
-                "lengths": "drawn from MP-20's histogram of sites and enforced by a mask; random weights",
-                "machine": {
-                    "processor": platform.processor() or platform.machine(),
-                    "cores": os.cpu_count(),
-                    "load_average_1min": round(os.getloadavg()[0], 2),
-                },
-                "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    finish(
+        {
+            "benchmark": "sampler",
+            "structures_per_s": round(statistics.median(rates), 1),
+            "structures_per_s_spread": [round(min(rates), 1), round(max(rates), 1)],
+            "tokens_per_s": round(statistics.median(tokens)),
+            "core_seconds_per_token": per_token,
+            "limit": {
+                **work,
+                "core_gflops_now": round(core["gflops"], 1),
+                "core_key_gb_per_s_now": round(core["key_gb_per_s"], 1),
+                "seconds_per_token_products": seconds_products,
+                "seconds_per_token_cache": seconds_cache,
+                "times_above_limit": round(per_token / (seconds_products + seconds_cache), 2),
             },
-            indent=2,
-        )
+            "precision": options.precision,
+            "workers": options.workers,
+            "crystals": options.crystals,
+            "batch_size": options.batch_size,
+            "repeats": options.repeats,
+            "lengths": "drawn from MP-20's histogram of sites and enforced by a mask; random weights",
+        }
     )
 
 

@@ -13,15 +13,12 @@ serial run: unlike wall time it does not suffer from other work on the machine.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from _common import finish
 
 from crystalforge.crystal import Crystal, PackedCrystals
 from crystalforge.crystal.convert import tokenize_many
@@ -44,15 +41,6 @@ def load(parquet: Path | None, limit: int) -> list[Crystal]:
     return [
         Crystal.of(row["lattice"], row["atomic_numbers"], row["frac_coords"]) for row in table.take(rows).to_pylist()
     ]
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:
@@ -92,17 +80,8 @@ def main() -> None:
         "cpu_structures_per_s": round(statistics.median(cpu_rates), 1) if cpu_rates else None,
         "by_processes": report,
         "repeats": options.repeats,
-        "machine": {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "load_average": [round(load, 2) for load in os.getloadavg()],
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "spglib")},
-        },
     }
-    print(json.dumps(result, indent=2))
+    finish(result, packages=("numpy", "spglib"))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ same kind of machine. `limit` states how far the matrix products alone could go 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import resource
 import statistics
 import tempfile
@@ -20,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _common import finish
 
-from crystalforge.common.files import write_json
 from crystalforge.crystal.tokens import Tokens
 from crystalforge.data.batches import epoch_batches
 from crystalforge.data.store import Rows, TokenStore
@@ -139,15 +137,11 @@ def main() -> None:
             ),
             "repeats": arguments.repeats,
             "machine": {
-                "processor": platform.processor() or platform.machine(),
                 "threads": torch.get_num_threads(),
                 "device": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "cpu",
             },
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
-    print(json.dumps(result, indent=2))
-    if arguments.out:
-        write_json(arguments.out, result)
+    finish(result, arguments.out)
 
 
 if __name__ == "__main__":
