@@ -18,5 +18,5 @@ for pin in "$@"; do
     { print }' "$file" >"$file.new"
   mv "$file.new" "$file"
 done
-awk '/newName:/ { name = $2 } /digest:/ { print name "@" $2 }' "$file"
+awk '/^    newName:/ { name = $2 } /^    digest:/ { print name "@" $2 }' "$file"
 if grep -q "digest: sha256:0\{64\}" "$file"; then echo "zeros are still to be filled in" >&2; fi

@@ -18,7 +18,6 @@ Role = Literal["small", "learner"]
 
 SHARED_MEMORY = "/dev/shm"
 TEMPORARY = "/tmp"  # the image's root file system is read-only where the cluster's policy makes it so
-LAUNCHER_LABEL = "crystalforge.dev/launches-training"  # opens the API server's port (network-policies.yaml)
 
 
 class _Frozen(BaseModel):
@@ -120,7 +119,7 @@ def on_cluster(
         kubernetes.use_config_map_as_volume(task, cluster.parameters, mount_path="/etc/crystalforge")
     for entry in cluster.secrets:
         kubernetes.use_secret_as_env(task, entry.secret, dict(entry.variables))
-    for key, value in sorted((cluster.labels | ({LAUNCHER_LABEL: "true"} if watches else {})).items()):
+    for key, value in sorted(cluster.labels.items()):
         kubernetes.add_pod_label(task, key, value)
     if cluster.run_as is not None:
         kubernetes.set_security_context(

@@ -4,17 +4,17 @@
     python -m serving --config reward.yaml --address 0.0.0.0 --grpc-port 8001 --metrics-port 8002
 
 The file holds a section `reward` (as params.yaml does), a section `rewards` with several by name, or one reward alone.
-The server is watched and started again when a worker dies; SIGTERM ends it. `python -m serving.probe` tells whether it
-is well.
+The server is watched and started again when a worker dies; SIGTERM ends it. Whether it is well is told over HTTP
+(`serving.health`, --health-port) and by `python -m serving.probe`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,11 +25,10 @@ from crystalforge.common.files import write_json
 from crystalforge.common.settings import override, read_yaml
 from crystalforge.integrations.triton.client import ClientConfig
 from crystalforge.rewards import RewardUnavailable, parse
+from serving.guard import reap
+from serving.health import ENDPOINT, RUN_DIR, HealthEndpoint
 from serving.launcher import ServerSecurity, TritonServer, model_name
 from serving.repository import ModelSettings
-
-RUN_DIR = Path(tempfile.gettempdir()) / "crystalforge-reward"
-ENDPOINT = "endpoint.json"  # in the run directory: what a probe must know
 
 
 def rewards_of(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,14 +67,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             startup_s=options.startup_s,
             ended=ended,
         )
-        with server:
-            endpoint = {"url": server.local_url, "models": server.models, "instances": options.instances}
-            write_json(options.run_dir / ENDPOINT, {**endpoint, "client": json.loads(client.model_dump_json())})
-            ended.wait()
+        options.run_dir.mkdir(parents=True, exist_ok=True)
+        with _health(server, options.address, options.health_port) as health:
+            write_json(options.run_dir / ENDPOINT, {"health": health.url})
+            with server:
+                endpoint = {"url": server.local_url, "models": server.models, "instances": options.instances}
+                endpoint |= {"health": health.url, "client": json.loads(client.model_dump_json())}
+                write_json(options.run_dir / ENDPOINT, endpoint)
+                while not ended.wait(1.0):
+                    if os.getpid() == 1:  # in a container, what a killed guard leaves behind comes to us
+                        reap(spare=server.guard_pid)
     except (InputError, RewardUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _health(server: TritonServer, address: str, port: int) -> HealthEndpoint:
+    try:
+        return HealthEndpoint(server.health, address, port)
+    except OSError as error:
+        raise InputError(
+            f"{error.strerror}: {address}:{port}", source="--health-port", remedy="give a free port, or none"
+        ) from None
 
 
 def _token(path: Path | None) -> str | None:
@@ -101,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--address", default="127.0.0.1", help="interface to listen on")
     add("--grpc-port", type=int, help="default: a free one")
     add("--metrics-port", type=int, help="default: a free one")
+    add("--health-port", type=int, default=0, help="HTTP, answers /ready and /live; default: a free one")
     add("--startup-s", type=float, default=300.0, help="seconds that the start may take")
     add("--certificate", type=Path, help="PEM; switches TLS on")
     add("--key", type=Path, help="PEM with the certificate's key")

@@ -1,9 +1,9 @@
 """Runs the inference server and makes sure that it never outlives whoever asked for it.
 
 A process of its own, standard library only, because it must do its work when the asking process was killed:
-it ends the server's whole process group (Triton and its Python workers) and removes the shared memory that
-they leave in /dev/shm. Usage: `python guard.py PARENT_PID COMMAND...`; `@SHM@` in the command becomes the
-prefix of the regions' names.
+it ends the server's whole process group (Triton and its Python workers), waits for each of them, so that none
+stays as a zombie with whoever is process 1, and removes the shared memory that they leave in /dev/shm. Usage:
+`python guard.py PARENT_PID COMMAND...`; `@SHM@` in the command becomes the prefix of the regions' names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-PR_SET_PDEATHSIG = 1  # prctl(2)
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 GRACE_S = 5.0  # a worker in the middle of a long forward pass is not worth waiting for longer
 POLL_S = 0.1
 SHM_PREFIX = "crystalforge-"
@@ -36,13 +36,31 @@ def main(parent: int, command: list[str]) -> int:
         signal.signal(number, on_signal)
     shm_prefix = f"{SHM_PREFIX}{os.getpid()}-"
     command = [word.replace("@SHM@", shm_prefix) for word in command]
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # a dead server's workers become our children, not process 1's
     # A session of its own gives the group to kill; the death signal covers a SIGKILL of this very process.
     server = subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with_parent)
     while server.poll() is None and not stop and os.getppid() == parent:
+        reap(spare=server.pid)
         time.sleep(POLL_S)
     _end(server)
+    deadline = time.monotonic() + GRACE_S
+    while reap() and time.monotonic() < deadline:
+        time.sleep(0.02)
     remove_shared_memory(shm_prefix)
     return server.returncode
+
+
+def reap(*, spare: int | None = None) -> bool:
+    """Wait for the children that have ended, but for `spare`, whose end somebody else waits for; returns whether any
+    child is left."""
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        if ended is None or ended.si_pid == spare:
+            return True
+        os.waitpid(ended.si_pid, 0)
 
 
 def remove_shared_memory(prefix: str) -> list[str]:

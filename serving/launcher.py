@@ -30,12 +30,13 @@ from crystalforge.integrations.triton.client import ClientConfig, RemoteReward
 from crystalforge.rewards.protocol import RewardUnavailable
 from serving import guard, installation
 from serving.counts import Statistics, scored_by
+from serving.health import Health
 from serving.installation import available
 from serving.machine import children, command_of, free_port, listens
 from serving.repository import ModelSettings, write_model
 from serving.security import ServerSecurity
 from serving.service import Limits
-from serving.watch import watch
+from serving.watch import HANG_S, watch
 
 __all__ = ["ServerSecurity", "Statistics", "TritonServer", "available"]
 
@@ -99,6 +100,7 @@ class TritonServer:
         self._closing = ended or threading.Event()
         self._guard: subprocess.Popen[bytes] | None = None
         self._log_begins = 0
+        self.health = Health(self.lost, hung_s=HANG_S + 2 * startup_s)
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -149,7 +151,13 @@ class TritonServer:
     @property
     def server_pid(self) -> int | None:
         """Process id of tritonserver itself, or None when it does not run."""
-        return next(iter(children(self._guard.pid)), None) if self._guard is not None else None
+        running = self._guard
+        return next(iter(children(running.pid)), None) if running is not None else None
+
+    @property
+    def guard_pid(self) -> int | None:
+        """Process id of what ends the server when this process is gone, or None."""
+        return self._guard.pid if self._guard is not None else None
 
     @property
     def worker_pids(self) -> list[int]:
@@ -225,11 +233,13 @@ class TritonServer:
                     reward.probe()
             except RewardUnavailable as error:
                 return str(error)
+        self.health.proved()
         return None
 
     def lost(self) -> str | None:
         """Which processes are gone, or None; the part of `problem` that costs nothing."""
-        if self._guard is None or self._guard.poll() is not None or self.server_pid is None:
+        running = self._guard  # asked by other threads too, while a restart takes it away
+        if running is None or running.poll() is not None or self.server_pid is None:
             return "the server is not running"
         expected = self.settings.instances * len(self.rewards)
         alive = len(self.worker_pids)
@@ -263,8 +273,9 @@ class TritonServer:
     def _keep_well(self) -> None:
         try:
             watch(self, lambda: "closed" if self._closing.is_set() else None)
-        except InputError as error:
+        except Exception as error:  # whatever it is: a server that nobody looks after must not pass for a well one
             if not self._closing.is_set():
+                self.health.gave_up(f"giving up: {str(error).splitlines()[0]}")
                 print(f"serve         giving up: {error}", file=sys.stderr, flush=True)
 
     def _launch(self, found: installation.Installation, repository: Path, backends: Path) -> None:
@@ -286,6 +297,7 @@ class TritonServer:
             *self.security.arguments(),
         ]
         program = [sys.executable, "-S", "-E", str(Path(guard.__file__)), str(os.getpid()), *command]
+        self.health.starts()
         with self.log_path.open("ab") as log:
             self._log_begins = log.tell()
             self._guard = subprocess.Popen(

@@ -36,16 +36,28 @@ def listens(address: str, port: int | None) -> bool:
 
 def children(parent: int | None) -> list[int]:
     """Living (not zombie) child processes of `parent`, from /proc."""
-    return [pid for pid, (above, state) in _processes() if above == parent and state not in "ZX"]
+    tasks = Path(f"/proc/{parent}/task")
+    try:  # by the kernel's own list, which not every kernel keeps: looking at every process takes ten times as long
+        found = [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+    except OSError:
+        return [pid for pid, (above, state) in _processes() if above == parent and state not in "ZX"]
+    return [pid for pid in found if (_stat(pid) or (0, "X"))[1] not in "ZX"]
 
 
 def _processes() -> Iterator[tuple[int, tuple[int, str]]]:
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                # "pid (name) state ppid ...", where the name may hold spaces and brackets
-                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-                yield int(entry.name), (int(parent), state)
+        if entry.name.isdigit() and (found := _stat(int(entry.name))) is not None:
+            yield int(entry.name), found
+
+
+def _stat(pid: int) -> tuple[int, str] | None:
+    """Parent and state of a process; None when it is gone."""
+    try:
+        # "pid (name) state ppid ...", where the name may hold spaces and brackets
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+    return int(parent), state
 
 
 def command_of(pid: int) -> str:

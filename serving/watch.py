@@ -12,7 +12,7 @@ from typing import Protocol
 from crystalforge.common.errors import InputError
 
 LOOK_S = 1.0  # between looks at the workers
-PROBE_S = 15.0  # between probes
+PROBE_S = 10.0  # between probes
 HANG_S = 300.0  # a probe overtakes queued work, so it waits for one execution at most; this is no execution
 RESTARTS, RESTART_WINDOW_S = 5, 600.0
 

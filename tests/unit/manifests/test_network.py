@@ -39,7 +39,7 @@ PARTIES = [
     Party("neighbour", {"app.kubernetes.io/name": "rewards"}, "default"),
     Party("API server or internet", {}, "outside"),
 ]
-PORTS = (22, 53, 80, 443, 5000, 5432, 6443, 8001, 8002, 8080, 8333, 8887, 8888, 9000, 29400)
+PORTS = (22, 53, 80, 443, 5000, 5432, 6443, 8001, 8002, 8003, 8080, 8333, 8887, 8888, 9000, 29400)
 
 
 def _selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:

@@ -123,10 +123,12 @@ def probed(objects: Objects) -> list[str]:
             for name in ("startupProbe", "readinessProbe", "livenessProbe"):
                 if name not in container:
                     found.append(f"{where}: no {name}")
+                elif container[name].get("timeoutSeconds", 1) < 5:  # the kubelet's own second is short on a busy node
+                    found.append(f"{where}: {name} does not say how long an answer may take, or says less than 5 s")
                 elif pod.labels.get("app.kubernetes.io/name") == "rewards":
-                    command = container[name].get("exec", {}).get("command")
-                    if command != ["python3", "-m", "serving.probe"]:
-                        found.append(f"{where}: {name} does not ask for the canary's golden value")
+                    path = "/live" if name == "livenessProbe" else "/ready"
+                    if container[name].get("httpGet") != {"path": path, "port": "health"}:
+                        found.append(f"{where}: {name} does not ask the launcher for the canary's golden value")
     return found
 
 
@@ -305,7 +307,8 @@ CASES: list[tuple[Policy, tuple[str, str], Spoil, str]] = [
     (pinned, RUNTIME, main(image="crystalforge/train"), "not pinned"),
     (probed, MLFLOW, main(livenessProbe=None), "no livenessProbe"),
     (probed, STORE, main(readinessProbe=None), "no readinessProbe"),
-    (probed, REWARDS, main(readinessProbe={"tcpSocket": {"port": "grpc"}}), "canary"),
+    (probed, POSTGRES, main(startupProbe={"exec": {"command": ["pg_isready"]}}), "how long an answer may take"),
+    (probed, REWARDS, main(readinessProbe={"tcpSocket": {"port": "grpc"}, "timeoutSeconds": 5}), "canary"),
     (secretive, MLFLOW, add("env", {"name": "DB_PASSWORD", "value": "hunter2"}), "not a reference"),
     (secretive, MLFLOW, add("args", "--uri=postgresql://mlflow:hunter2@db/x"), "credential"),
     (secretive, MLFLOW, main(envFrom=[{"secretRef": {"name": "all"}}]), "name the keys"),

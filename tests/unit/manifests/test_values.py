@@ -69,7 +69,7 @@ def test_the_launcher_understands_the_services_arguments(builds: dict[str, Objec
     container = pod["containers"][0]
     options = _parser().parse_args(container["args"])  # exits on what it does not know
     ports = {entry["name"]: entry["containerPort"] for entry in container["ports"]}
-    assert {"grpc": options.grpc_port, "metrics": options.metrics_port} == ports
+    assert {"grpc": options.grpc_port, "metrics": options.metrics_port, "health": options.health_port} == ports
     assert options.kind == ("KIND_GPU" if build == "a100" else "KIND_CPU")
     # A worker on a processor computes on one core.
     assert build == "a100" or options.instances <= int(container["resources"]["limits"]["cpu"])
@@ -147,7 +147,14 @@ def copied(tmp_path: Path) -> Path:
 def test_pinning_fills_in_a_digest(copied: Path, kubectl: None) -> None:
     digest = "sha256:" + "4c1b" * 16
     pin = f"crystalforge/rewards=registry.example.com:8443/x/rewards@{digest}"
-    subprocess.run([copied / "pin.sh", "local", pin], check=True, capture_output=True)
+    listed = subprocess.run([copied / "pin.sh", "local", pin], check=True, capture_output=True, text=True)
+    zeros = "sha256:" + "0" * 64
+    assert listed.stdout.splitlines() == [
+        f"localhost:5001/crystalforge/train@{zeros}",
+        f"registry.example.com:8443/x/rewards@{digest}",
+        f"docker.io/library/postgres@{zeros}",
+        f"ghcr.io/versity/versitygw@{zeros}",
+    ], "images and nothing else"
     built = subprocess.run(
         ["kubectl", "kustomize", copied / "overlays/local"], capture_output=True, text=True, check=True
     )

@@ -82,15 +82,23 @@ def test_every_step_has_limits_volume_labels_retries_and_no_root(name: str, tmp_
         assert (policy["maxRetryCount"], policy["backoffDuration"], policy["backoffFactor"]) == (3, "30s", 2.0), step
 
 
-def test_training_jobs_are_launched_by_small_steps_that_may_reach_the_api_server(tmp_path: Path) -> None:
+def test_training_jobs_are_launched_by_small_steps(tmp_path: Path) -> None:
     cluster = GPU.model_copy(update={"trainjob": TrainJobConfig(nodes=4)})
-    spec, platform = compiled("discovery", cluster, tmp_path / "p.yaml")
+    spec, _ = compiled("discovery", cluster, tmp_path / "p.yaml")
     for step in ("pretrain", "finetune"):
-        assert platform[f"exec-{step}"]["podMetadata"]["labels"]["crystalforge.dev/launches-training"] == "true"
         assert "accelerator" not in spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"]["resources"]
         given = tasks(spec)[step]["inputs"]["parameters"]["trainjob_config"]["runtimeValue"]["constant"]
         assert TrainJobConfig.model_validate_json(given).nodes == 4
-    assert "crystalforge.dev/launches-training" not in platform["exec-evaluate"]["podMetadata"]["labels"]
+
+
+def test_every_label_of_ours_on_a_step_is_one_that_a_network_policy_selects(tmp_path: Path) -> None:
+    cluster = GPU.model_copy(update={"trainjob": TrainJobConfig(nodes=4)})
+    _, platform = compiled("discovery", cluster, tmp_path / "p.yaml")
+    labels = {pair for step in platform.values() for pair in step["podMetadata"]["labels"].items()}
+    policies = yaml.safe_load_all((CLUSTERS[0].parents[2] / "manifests/base/network-policies.yaml").read_text())
+    selected = {pair for policy in policies for pair in policy["spec"]["podSelector"].get("matchLabels", {}).items()}
+    assert labels
+    assert labels <= selected, "a label that opens nothing is a promise that nobody keeps"
 
 
 @pytest.mark.parametrize("name", PIPELINES)

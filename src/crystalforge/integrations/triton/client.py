@@ -49,6 +49,7 @@ PROBE_PRIORITY, WORK_PRIORITY = 1, 2  # levels of the model's queue: probes over
 # A probe may share a forward pass with other small requests, where the last bits of an energy may differ.
 CANARY_TOLERANCE = 1e-4
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+CONNECT_S = 5.0  # for one attempt; gRPC's own 20 s would find a node that came back that much later
 MESSAGE_LIMIT = 256 * 2**20  # bytes; a chunk of 4,096 atoms takes 0.2 MB
 
 
@@ -324,17 +325,15 @@ def _connect(url: str, config: ClientConfig) -> triton.InferenceServerClient:
     arguments = [  # they replace the client's defaults, so everything that matters is said here
         ("grpc.max_send_message_length", MESSAGE_LIMIT),
         ("grpc.max_receive_message_length", MESSAGE_LIMIT),
-        (
-            "grpc.keepalive_time_ms",
-            60_000,
-        ),  # more often would be taken for an attack by the server's defaults
+        ("grpc.keepalive_time_ms", 60_000),  # more often would be taken for an attack by the server's defaults
         ("grpc.keepalive_timeout_ms", 20_000),
+        # How long an attempt to connect may take, whatever its name says. Within the deadline of a request, so that a
+        # node that does not answer at all shows as "cannot be reached", which is waited for.
+        ("grpc.min_reconnect_backoff_ms", int(1000 * min(CONNECT_S, config.deadline_s / 2))),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2000),
-        (
-            "grpc.use_local_subchannel_pool",
-            1,
-        ),  # one connection per client: a dropped one is really new afterwards
+        # One connection per client: a dropped one is really new afterwards.
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.lb_policy_name", "round_robin"),  # a headless Service has an address for each replica: use them all
         ("grpc.enable_http_proxy", int(host not in ("localhost", "127.0.0.1", "[::1]"))),
     ]
@@ -385,7 +384,8 @@ def _diagnose(error: Any, deadline_s: float, *, served_before: bool) -> tuple[st
     if "UNAVAILABLE" in status:
         if "restricted" in text:
             return "refuses this client: the token is missing or wrong (token_file)", False
-        if any(word in text for word in ("SSL", "TLS", "ertificate", "handshake")):
+        # Not "handshake": gRPC calls the end of a connection that times out "tcp handshaker shutdown".
+        if any(word in text for word in ("SSL", "TLS", "ertificate")):
             return (
                 f"cannot be reached safely: {_safe(error)} (tls, root_certificate, certificate, key)",
                 False,

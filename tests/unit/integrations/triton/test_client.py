@@ -6,10 +6,12 @@ tests/integration and tests/contract.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -72,15 +74,38 @@ class Misbehaving(service_pb2_grpc.GRPCInferenceServiceServicer):
                 self.busy -= 1
 
 
-@pytest.fixture
-def server() -> Iterator[tuple[Misbehaving, str]]:
+@contextmanager
+def serving(port: int = 0) -> Iterator[tuple[Misbehaving, str]]:
     service = Misbehaving()
     endpoint = grpc.server(ThreadPoolExecutor(8))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, endpoint)
-    port = endpoint.add_insecure_port("127.0.0.1:0")
+    port = endpoint.add_insecure_port(f"127.0.0.1:{port}")
     endpoint.start()
     yield service, f"127.0.0.1:{port}"
     endpoint.stop(0)
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[Misbehaving, str]]:
+    with serving() as found:
+        yield found
+
+
+@contextmanager
+def black_hole() -> Iterator[int]:
+    """A port where nobody answers at all, as behind a dead node: Linux drops what a full queue cannot hold."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            caller = stack.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(listener.getsockname())
+        with pytest.raises(TimeoutError):
+            socket.create_connection(listener.getsockname(), timeout=0.5).close()
+        yield listener.getsockname()[1]
 
 
 def crystals(n: int) -> list[Crystal | None]:
@@ -236,6 +261,30 @@ def test_nobody_there_names_the_server_and_the_remedy() -> None:
             reward.score(crystals(1))
         assert 0.05 < time.monotonic() - began < 10
     assert "waited" in str(caught.value)
+
+
+@pytest.mark.parametrize(("tls", "deadline_s"), [(False, 4.0), (True, 120.0)])
+def test_a_node_that_does_not_answer_at_all_is_no_fault_of_tls(tls: bool, deadline_s: float) -> None:
+    with black_hole() as port, client(f"127.0.0.1:{port}", patience_s=3.0, deadline_s=deadline_s, tls=tls) as reward:
+        began = time.monotonic()
+        with pytest.raises(RewardUnavailable, match=r"cannot be reached \(waited"):
+            reward.score(crystals(1))
+        assert 2.0 < time.monotonic() - began < 10, "its patience, and one attempt to connect at most"
+
+
+def test_a_node_that_comes_back_is_found_again() -> None:
+    result: dict[str, Any] = {}
+    with ExitStack() as away:
+        port = away.enter_context(black_hole())
+        with client(f"127.0.0.1:{port}", patience_s=60.0) as reward:
+            worker = threading.Thread(target=lambda: result.update(scores=reward.score(crystals(3))))
+            worker.start()
+            time.sleep(1.0)
+            away.close()
+            with serving(port):
+                worker.join(30)
+                assert not worker.is_alive()
+        assert result["scores"].values.tolist() == [-1.0, -2.0, -3.0]
 
 
 def test_files_of_the_configuration_are_checked_at_once(tmp_path: Any) -> None:
