@@ -23,7 +23,7 @@ from _common import finish
 from crystalforge.crystal import wyckoff
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import TOKENS_PER_SITE, CrystalFormer
-from crystalforge.model.sampling.draws import Sharpening
+from crystalforge.model.sampling.draws import Sharpenings
 from crystalforge.model.sampling.random import SPACEGROUP_EVENT, Streams
 from crystalforge.model.sampling.sampler import Sampler, draw_spacegroups
 
@@ -73,7 +73,7 @@ def sampler(precision: str) -> Sampler:
             if isinstance(module, torch.nn.Linear):
                 module.weight.normal_(0, 0.9 / module.in_features**0.5)
         model.wyckoff_in.weight[:, -1] *= 0.05
-    return Sampler(model, Streams(0), Sharpening(), None, "exact", Lengths(1), precision)
+    return Sampler(model, Streams(0), Sharpenings(), "exact", Lengths(1), precision)
 
 
 def worker(number: int, workers: int, options: argparse.Namespace, barrier: Any, results: Any) -> None:
@@ -89,7 +89,7 @@ def worker(number: int, workers: int, options: argparse.Namespace, barrier: Any,
         cpu = time.process_time()
         for begin in range(0, share, options.batch_size):
             part = groups[begin : begin + options.batch_size]
-            for samples in machine.wave(part, number * share + begin):
+            for samples in machine.wave(part, number * share + begin + np.arange(len(part))):
                 sites += int(samples.tokens.n_sites.sum())
         seconds = time.perf_counter() - began
         barrier.wait()

@@ -51,8 +51,21 @@ def sample(
         Path | None, typer.Option(help="YAML file of constraints, for templates of sites and the rest.")
     ] = None,
     temperature: Annotated[float, typer.Option(help="Of every choice; below 1: nearer to the training set.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Probability mass that choices are drawn from.")] = 1.0,
+    letter_temperature: Annotated[float | None, typer.Option(help="Instead, of Wyckoff letters.")] = None,
+    element_temperature: Annotated[float | None, typer.Option(help="Instead, of elements.")] = None,
     first_element_temperature: Annotated[float | None, typer.Option(help="Of the first site's element.")] = None,
+    coord_temperature: Annotated[float | None, typer.Option(help="Instead, of coordinates.")] = None,
+    lattice_temperature: Annotated[float | None, typer.Option(help="Instead, of the lattice.")] = None,
+    top_p: Annotated[float, typer.Option(help="Probability mass that choices are drawn from.")] = 1.0,
+    valid: Annotated[
+        bool,
+        typer.Option(
+            "--valid",
+            help="Draw each crystal again, in its space group, until its distances (0.7 of summed covalent radii) and "
+            "its cell are possible; says how many were drawn.",
+        ),
+    ] = False,
+    max_draws: Annotated[int, typer.Option(min=1, help="With --valid: draws of one crystal before giving up.")] = 1000,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 (faster) or float64.")] = "float32",
     cif: Annotated[bool, typer.Option("--cif", help="One CIF per crystal besides the parquet files.")] = False,
 ) -> None:
@@ -61,6 +74,7 @@ def sample(
     from crystalforge.common.settings import read_yaml, validated
     from crystalforge.model.constraints.constraints import Constraints
     from crystalforge.model.constraints.elements import SETS
+    from crystalforge.model.sampling.config import SamplingConfig
     from crystalforge.tools.crystals import sample as execute
 
     if precision not in ("float32", "bfloat16", "float64"):
@@ -76,6 +90,18 @@ def sample(
         "max_atoms": max_atoms,
     }
     wish |= {key: value for key, value in given.items() if value}
+    law = {
+        "temperature": temperature,
+        "letter_temperature": letter_temperature,
+        "element_temperature": element_temperature,
+        "first_element_temperature": first_element_temperature,
+        "coord_temperature": coord_temperature,
+        "lattice_temperature": lattice_temperature,
+        "top_p": top_p,
+        "valid": valid,
+        "max_draws": max_draws,
+        "constraints": validated(Constraints, wish, source=constraints or "constraints") if wish else None,
+    }
     weights = None
     if data is not None:
         from crystalforge.data.store import TokenStore
@@ -89,10 +115,7 @@ def sample(
             seed=seed,
             spacegroups=spacegroup or None,
             weights=weights,
-            constraints=validated(Constraints, wish, source=constraints or "constraints") if wish else None,
-            temperature=temperature,
-            top_p=top_p,
-            first_element_temperature=first_element_temperature,
+            law=validated(SamplingConfig, law, source="sample"),
             precision=precision,  # type: ignore[arg-type]  # checked above
             cif=cif,
         )

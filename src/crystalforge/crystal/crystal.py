@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float64, Int32
+from jaxtyping import Float64, Int32, Int64
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -98,6 +98,14 @@ class PackedCrystals:
             np.concatenate([row.numbers for row in rows]),
             np.concatenate([row.frac for row in rows]),
         )
+
+    def take(self, rows: Int64[np.ndarray, " m"]) -> PackedCrystals:
+        """Some of the crystals, in the order of `rows`."""
+        count = self.n_atoms[rows].astype(np.int64)
+        starts = np.cumsum(self.n_atoms, dtype=np.int64) - self.n_atoms
+        within = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+        atoms = np.repeat(starts[rows], count) + within
+        return PackedCrystals(self.lattice[rows], self.n_atoms[rows], self.numbers[atoms], self.frac[atoms])
 
     def unpack(self) -> list[Crystal | None]:
         """The crystals again; empty ones come back as None."""

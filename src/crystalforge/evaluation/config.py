@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from crystalforge.evaluation.protocols import PROTOCOLS
+from crystalforge.model.sampling.config import SamplingConfig
 from crystalforge.potentials.config import CHGNetConfig, PotentialConfig
 from crystalforge.rewards.config import RewardConfig
 
@@ -40,8 +41,8 @@ class CoverageSettings(BaseModel):
     crystals: int = Field(default=500, ge=1, description="at most so many of each side, chosen by the seed")
 
 
-class EvaluateConfig(BaseModel):
-    """Settings of an evaluation.
+class EvaluateConfig(SamplingConfig):
+    """Settings of an evaluation; those of sampling are the law that its crystals are drawn from.
 
     >>> EvaluateConfig(samples=200).protocols
     ('crystalformer-rl',)
@@ -59,8 +60,6 @@ class EvaluateConfig(BaseModel):
     spacegroups: tuple[Annotated[int, Field(ge=1, le=230)], ...] | None = Field(
         default=None, min_length=1, description="draw from these space groups only; None: as in the training set"
     )
-    temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus sampling")
     held_out: tuple[RewardConfig, ...] = Field(
         default=(),
         max_length=MOST_HELD_OUT,
@@ -77,6 +76,11 @@ class EvaluateConfig(BaseModel):
     nearest: bool = Field(default=True, description="look up the nearest known crystal of every sample")
     gallery: int = Field(default=12, ge=0, description="crystals shown in three dimensions at the top of the report")
     candidates: int = Field(default=300, ge=1, description="rows of the report's table of candidates")
+
+    @property
+    def law(self) -> SamplingConfig:
+        """The law that crystals are drawn from."""
+        return SamplingConfig(**self.options())
 
     @field_validator("protocols")
     @classmethod

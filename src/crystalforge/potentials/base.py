@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from crystalforge.crystal import Crystal
+from crystalforge.crystal.geometry import cell_heights
 from crystalforge.potentials.primitive import primitive_cell
 
 Scale = Literal["mp2020", "pbe", "r2scan", "formation"]
@@ -119,13 +120,6 @@ SMALLEST_HEIGHT = 0.3
 """Å between opposite faces of a cell. Real primitive cells have more than 1.5 Å; below this a neighbour list
 of 6 Å needs more than 40 images per direction.
 """
-
-
-def cell_heights(lattice: Float64[np.ndarray, "B 3 3"]) -> Float64[np.ndarray, "B 3"]:
-    """Distances between opposite faces, Å: volume over the area of each face. Zero for a cell of no volume."""
-    areas = np.linalg.norm(np.cross(np.roll(lattice, -1, axis=1), np.roll(lattice, -2, axis=1)), axis=2)
-    volume = np.abs(np.linalg.det(lattice))
-    return np.divide(volume[:, None], areas, out=np.zeros(areas.shape), where=areas > 0)
 
 
 def predict_isolated(

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from crystalforge.crystal import Crystal
-from crystalforge.potentials.base import Potential, cell_heights
+from crystalforge.crystal.geometry import cell_heights
+from crystalforge.potentials.base import Potential
 
 THZ = 15.633302
 """Frequency nu = omega / 2 pi in THz of 1 (eV / Å^2 / u)^(1/2), CODATA 2018."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from crystalforge.crystal.geometry import Geometry
 from crystalforge.model.constraints.constraints import Constraints, Symbols
 from crystalforge.potentials.config import CHGNetConfig, PotentialConfig
 
@@ -41,8 +42,10 @@ class Chemistry(_Record):
         return Constraints.model_validate(self.model_dump())
 
 
-class Guards(_Record):
-    """What a crystal must satisfy before any model sees it. Each has a status of its own."""
+class Guards(Geometry):
+    """What a crystal must satisfy before any model sees it. Each has a status of its own: distances and bonds
+    TOO_CLOSE; length, height and volume of the cell BAD_CELL.
+    """
 
     min_distance: float = Field(default=0.7, ge=0, description="Å between two atoms, images included -> TOO_CLOSE")
     min_bond: float | None = Field(
@@ -53,9 +56,6 @@ class Guards(_Record):
         "crystals only and know no repulsion; None: not asked -> TOO_CLOSE",
     )
     max_atoms: int = Field(default=200, gt=0, description="atoms in the cell -> TOO_LARGE")
-    volume_per_atom: tuple[float, float] = Field(default=(2.0, 500.0), description="Å^3 allowed -> BAD_CELL")
-    min_height: float = Field(default=1.0, gt=0, description="Å between opposite faces of the cell -> BAD_CELL")
-    max_length: float = Field(default=200.0, gt=0, description="Å, longest lattice vector -> BAD_CELL")
     elements: tuple[int, ...] | None = Field(
         default=None, description="atomic numbers allowed; None: all that the model knows -> UNKNOWN_ELEMENT"
     )

@@ -198,8 +198,7 @@ def _source(config: Config, entry: Entry, first: Entry, weights: Float64[np.ndar
         spacegroup_weights=weights,
         samples=config.evaluate.samples,
         seed=seed,
-        temperature=config.evaluate.temperature,
-        top_p=config.evaluate.top_p,
+        law=config.evaluate.law,
     )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from crystalforge.crystal import Crystal, Tokens
     from crystalforge.crystal.convert import Tokenized
-    from crystalforge.model.constraints.constraints import Constraints
+    from crystalforge.model.sampling.config import SamplingConfig
     from crystalforge.model.sampling.sampler import Precision
     from crystalforge.model.sampling.samples import Samples
 
@@ -93,27 +93,29 @@ def sample(
     seed: int,
     spacegroups: Sequence[int] | None = None,
     weights: Float64[np.ndarray, " 230"] | None = None,
-    constraints: Constraints | None = None,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    first_element_temperature: float | None = None,
+    law: SamplingConfig | None = None,
     precision: Precision = "float32",
     cif: bool = False,
 ) -> dict[str, Any]:
     """Write `n` crystals to `out/part-*.parquet` as they are drawn (and, with `cif`, one CIF each to `out/cif`).
 
     spacegroups: these in turn, equally often; else drawn with `weights`; else as often as in the model's training
-    set. Crystal i depends on (seed, i) alone: a call that is interrupted goes on with the parts that are missing, a
-    larger n adds crystals. Raises InputError when `out` holds crystals of another request.
+    set. law: how they are drawn, by default as the model says. Crystal i depends on (seed, i) alone: a call that is
+    interrupted goes on with the parts that are missing, a larger n adds crystals. With `law.valid` the result says how
+    many were drawn, and what share of the law passes the checks, with its 95 % interval. Raises InputError when `out`
+    holds crystals of another request.
     """
     import pyarrow.parquet as pq
 
     from crystalforge.crystal.convert import to_crystals
+    from crystalforge.evaluation.metrics.statistics import share
     from crystalforge.model.checkpoint import load_model, weights_hash
+    from crystalforge.model.sampling.config import SamplingConfig
     from crystalforge.model.sampling.sampler import draw_spacegroups
     from crystalforge.model.sampling.sampler import sample as draw
     from crystalforge.stages.models import find_model
 
+    law = law or SamplingConfig()
     model = find_model(model)
     loaded = load_model(model)
     if spacegroups is None and weights is None:
@@ -123,20 +125,19 @@ def sample(
         "seed": seed,
         "spacegroups": None if spacegroups is None else [int(g) for g in spacegroups],
         "weights": None if weights is None else sha256_json(weights.tolist()),
-        "constraints": None if constraints is None else constraints.model_dump(mode="json"),
-        "temperature": temperature,
-        "top_p": top_p,
-        "first_element_temperature": first_element_temperature,
+        **law.model_dump(mode="json", exclude={"max_draws"}),  # which changes no crystal
         "precision": precision,
     }
     _refuse_other(out, request)
-    built = 0
+    built, draws = 0, [np.zeros(0, np.int64)]
     with Progress("sample", n, unit="crystals") as progress:
         for first in range(0, n, PART):
             count = min(PART, n - first)
             path = out / f"part-{first:08d}.parquet"
             if path.exists() and pq.read_metadata(path).num_rows == count:
-                built += int(np.sum(pq.read_table(path, columns=["built"]).column("built").to_numpy()))
+                known = pq.read_table(path)
+                built += int(np.sum(known.column("built").to_numpy()))
+                draws.append(_draws(known))
                 progress.update(count, note="found")
                 continue
             if spacegroups is not None:
@@ -149,12 +150,10 @@ def sample(
                 groups,
                 seed=seed,
                 first_index=first,
-                constraints=constraints,
-                temperature=temperature,
-                top_p=top_p,
-                first_element_temperature=first_element_temperature,
                 precision=precision,
+                **law.options(),
             )
+            draws.append(samples.draws.astype(np.int64))
             crystals = to_crystals(samples.tokens)
             if cif:
                 _write_cifs(out / "cif", samples, crystals)
@@ -164,7 +163,19 @@ def sample(
                 pq.write_table(_sample_table(samples, crystals), temporary)
             built += sum(crystal is not None for crystal in crystals)
             progress.update(count)
-    return {"crystals": n, "built": built, "directory": str(out)}
+    found = {"crystals": n, "built": built, "directory": str(out)}
+    if law.valid is None:
+        return found
+    took = np.concatenate(draws)
+    passing = share(took == 1)
+    return found | {"drawn": int(took.sum()), "share_valid": passing.value, "interval": [passing.low, passing.high]}
+
+
+def _draws(table: pa.Table) -> np.ndarray:
+    """How many draws each crystal of a part took; parts of earlier versions do not say, and refused none."""
+    if "draws" not in table.column_names:
+        return np.ones(len(table), dtype=np.int64)
+    return table.column("draws").to_numpy().astype(np.int64)
 
 
 def _tokens_of(sources: Sequence[Path], rejects: Path, processes: int | None) -> tuple[list[str], Tokenized]:
@@ -255,6 +266,7 @@ def _sample_table(samples: Samples, crystals: Sequence[Crystal | None]) -> pa.Ta
         "built": [crystal is not None for crystal in crystals],
         "log_prob": samples.total_log_prob,
         "log_prob_drawn": samples.total_log_prob_drawn,
+        "draws": samples.draws,
         "lattice": [None if crystal is None else crystal.lattice.reshape(-1).tolist() for crystal in crystals],
         "atomic_numbers": [None if crystal is None else crystal.numbers.tolist() for crystal in crystals],
         "frac_coords": [None if crystal is None else crystal.frac.reshape(-1).tolist() for crystal in crystals],

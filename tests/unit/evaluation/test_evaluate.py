@@ -99,6 +99,15 @@ def test_rates_count_the_failures(tmp_path, make_reward, reference):
     assert np.isnan(values["kl_to_base"])
 
 
+def test_crystals_that_had_to_be_valid_say_how_many_were_drawn(tmp_path, make_reward, reference):
+    drawn = [SampleSet.of("valid", SAMPLES[:4], draws=np.int32([1, 3, 1, 7])), SampleSet.of("plain", SAMPLES[:4])]
+    table = run(tmp_path, make_reward(), reference, drawn)
+    assert table.column("draws").to_pylist() == [1, 3, 1, 7] + 4 * [None]
+    summary = summarise(table)["models"]
+    assert summary["valid"]["metrics"]["passed_rate"]["value"] == 0.5
+    assert summary["plain"]["metrics"]["passed_rate"]["value"] is None
+
+
 def test_several_protocols_judge_the_same_samples(tmp_path, make_reward, reference):
     table = run(tmp_path, make_reward(), reference, protocols=("crystalformer-rl", "cdvae", "mattergen"))
     assert {"unique", "unique:cdvae", "novel:mattergen", "stable"} <= set(table.column_names)

@@ -7,8 +7,11 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from crystalforge.crystal import Crystal
+from crystalforge.crystal import Crystal, PackedCrystals
+from crystalforge.crystal.geometry import Geometry, atoms_apart, cells_sound
 from crystalforge.evaluation import validity
 from crystalforge.evaluation.validity import composition_valid, min_distance, reduced_composition, structure_valid
 
@@ -128,3 +131,16 @@ def test_composition_validity_equals_the_walk_over_all_assignments() -> None:
 def test_many_elements_do_not_multiply_the_work() -> None:
     crowd = tuple((z, 1) for z in (7, 16, 23, 24, 25, 26, 34, 42, 44, 52, 74, 75, 76, 77))
     assert validity._composition_valid(crowd)  # all assignments one by one would take hours
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=50, deadline=None)
+def test_what_the_sampler_lets_pass_is_a_valid_structure(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    atoms = int(rng.integers(1, 5))
+    crystal = Crystal.of(
+        rng.normal(size=(3, 3)) * rng.uniform(1, 4), rng.integers(1, 10, atoms), rng.random((atoms, 3))
+    )
+    packed, geometry = PackedCrystals.pack([crystal]), Geometry()
+    if cells_sound(packed, geometry)[0] and atoms_apart(packed, geometry)[0]:
+        assert structure_valid(crystal)[0]

@@ -9,7 +9,6 @@ from crystalforge.crystal import Crystal
 from crystalforge.potentials.base import (
     Prediction,
     atom_chunks,
-    cell_heights,
     predict_isolated,
     unsuitable,
 )
@@ -86,11 +85,6 @@ def test_unsuitable_crystals_never_reach_the_model():
         assert problem is not None
         assert words in problem
     assert unsuitable(good, ELEMENTS) is None
-
-
-def test_heights_of_a_skewed_cell():
-    lattice = np.array([[[4, 0, 0], [2, 3, 0], [0, 0, 5.0]], np.zeros((3, 3))])
-    np.testing.assert_allclose(cell_heights(lattice), [[12 / np.hypot(3, 2), 3, 5], [0, 0, 0]])
 
 
 def test_neighbours_equal_pymatgens_and_come_in_pairs():

@@ -13,10 +13,13 @@ from pymatgen.core import Lattice, Structure
 
 from crystalforge.common.errors import InputError
 from crystalforge.crystal import Crystal
+from crystalforge.crystal.geometry import Geometry
+from crystalforge.evaluation.validity import structure_valid
 from crystalforge.model.checkpoint import save_model
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.constraints.constraints import Constraints
 from crystalforge.model.network import CrystalFormer
+from crystalforge.model.sampling.config import SamplingConfig
 from crystalforge.tools.crystals import PART, sample, score, tokenize
 
 
@@ -92,7 +95,15 @@ def test_samples_resume_extend_and_keep_their_request(model: Path, tmp_path: Pat
 
 def test_what_is_sampled_can_be_read_again_and_obeys_the_wish(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "salts"
-    sample(model, out, 6, seed=0, spacegroups=[225, 221], constraints=Constraints(composition="NaCl"), cif=True)
+    sample(
+        model,
+        out,
+        6,
+        seed=0,
+        spacegroups=[225, 221],
+        law=SamplingConfig(constraints=Constraints(composition="NaCl")),
+        cif=True,
+    )
     rows = pq.read_table(out / "part-00000000.parquet").to_pylist()
     assert [row["spacegroup"] for row in rows] == [225, 221] * 3
     for row in rows:
@@ -103,6 +114,24 @@ def test_what_is_sampled_can_be_read_again_and_obeys_the_wish(model: Path, tmp_p
     row = rows[0]
     mine = Crystal.of(row["lattice"], row["atomic_numbers"], row["frac_coords"]).to_structure()
     assert Structure.from_file(str(written[0])).volume == pytest.approx(mine.volume, rel=1e-4)
+
+
+def test_valid_crystals_come_with_the_number_drawn_and_the_share_that_passes(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "valid"
+    loose = Geometry(min_distance=0.2, min_bond=0.1, volume_per_atom=(0.1, 1e4), min_height=0.2)
+    law = SamplingConfig(constraints=Constraints(max_sites=2), valid=loose)
+    done = sample(model, out, 40, seed=0, law=law)
+    table = pq.read_table(out / "part-00000000.parquet")
+    draws = table.column("draws").to_numpy()
+    assert done["drawn"] == draws.sum() > 40
+    assert done["share_valid"] == (draws == 1).mean()
+    assert 0 < done["interval"][0] < done["share_valid"] < done["interval"][1] < 1
+    for row in table.to_pylist():
+        crystal = Crystal.of(row["lattice"], row["atomic_numbers"], row["frac_coords"])
+        assert structure_valid(crystal)[1] >= 0.2
+    assert sample(model, out, 40, seed=0, law=law) == done, "what is found again counts as it did"
+    with pytest.raises(InputError, match="another request: valid was"):
+        sample(model, out, 40, seed=0, law=SamplingConfig(constraints=law.constraints))
 
 
 def test_a_request_that_cannot_be_met_leaves_nothing_behind(model: Path, tmp_path: Path) -> None:

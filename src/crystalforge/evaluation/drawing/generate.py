@@ -14,8 +14,8 @@ from crystalforge.crystal import Tokens
 from crystalforge.evaluation.drawing.samples import SampleSet
 
 if TYPE_CHECKING:
-    from crystalforge.model.constraints.constraints import Constraints
     from crystalforge.model.network import CrystalFormer
+    from crystalforge.model.sampling.config import SamplingConfig
 
 LIKELIHOOD_BATCH = 256  # crystals scored by the base model at a time
 
@@ -23,8 +23,9 @@ LIKELIHOOD_BATCH = 256  # crystals scored by the base model at a time
 class ModelSource:
     """An evaluation's `Source` that draws from the model in directory `model`.
 
-    Its log-probabilities are those of the law really drawn from (temperature, top-p and constraints included), so that
-    their mean excess over the base model's estimates the KL divergence of that law.
+    Its log-probabilities are those of the law really drawn from (`law`: temperatures, top-p, constraints; for crystals
+    that had to be valid with an unbiased estimate of their normaliser, see `sampling.valid`), so that their mean excess
+    over the base model's estimates the KL divergence of that law.
 
     spacegroup_weights: relative frequency of the 230 space groups, normally the training set's. base: directory of
     the model against which the KL divergence is estimated; the model itself if None. Sample i of a seed is the same
@@ -41,16 +42,14 @@ class ModelSource:
         samples: int,
         seed: int,
         base: Path | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        constraints: Constraints | None = None,
+        law: SamplingConfig | None = None,
         device: str = "cpu",
     ) -> None:
         from crystalforge.model.checkpoint import load_model
+        from crystalforge.model.sampling.config import SamplingConfig
 
         self.label, self.seed, self._samples = label, seed, samples
-        self._weights, self._constraints, self._device = spacegroup_weights, constraints, device
-        self._temperature, self._top_p = temperature, top_p
+        self._weights, self._law, self._device = spacegroup_weights, law or SamplingConfig(), device
         self._model = load_model(model, device=device).model
         self._base = None if base is None or base == model else load_model(base, device=device).model
 
@@ -70,9 +69,7 @@ class ModelSource:
                 "model": self.model_hash,
                 "base": None if self._base is None else weights_hash(self._base),
                 "weights": self._weights.tolist(),
-                "temperature": self._temperature,
-                "top_p": self._top_p,
-                "constraints": None if self._constraints is None else self._constraints.model_dump(mode="json"),
+                **self._law.model_dump(mode="json"),
             }
         )
 
@@ -89,9 +86,7 @@ class ModelSource:
             groups,
             seed=self.seed,
             first_index=first,
-            constraints=self._constraints,
-            temperature=self._temperature,
-            top_p=self._top_p,
+            **self._law.options(),
         )
         if self._base is None:
             base = drawn.total_log_prob
@@ -102,8 +97,9 @@ class ModelSource:
             drawn.tokens,
             seed=self.seed,
             first_index=first,
-            log_prob=drawn.total_log_prob_drawn,
+            log_prob=drawn.total_log_prob_drawn - drawn.log_share,
             log_prob_base=base,
+            draws=None if self._law.valid is None else drawn.draws,
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int32, Int64
 
 from crystalforge.common.files import sha256_json
 from crystalforge.crystal import Crystal, PackedCrystals, Tokens
@@ -20,7 +20,8 @@ class SampleSet:
 
     label: the model, such as `base` or `tuned`. index: number of each sample within (label, seed). crystals: None
     where nothing could be built. log_prob, log_prob_base: log-probability under the model itself and under the base
-    model in nats; NaN where unknown. tokens: what the model wrote, if it was a token model.
+    model in nats; NaN where unknown. tokens: what the model wrote, if it was a token model. draws: how
+    many crystals were drawn for each until one passed the geometric checks; None where none were made.
 
     >>> crystals = [Crystal.of(4 * np.eye(3), [6], [[0, 0, 0]]), None]
     >>> len(SampleSet.of("mine", crystals))
@@ -34,6 +35,7 @@ class SampleSet:
     log_prob: Float64[np.ndarray, " n"]
     log_prob_base: Float64[np.ndarray, " n"]
     tokens: Tokens | None = None
+    draws: Int32[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
         assert len(self.index) == len(self.crystals) == len(self.log_prob) == len(self.log_prob_base)
@@ -50,6 +52,7 @@ class SampleSet:
         log_prob: Float64[np.ndarray, " n"] | None = None,
         log_prob_base: Float64[np.ndarray, " n"] | None = None,
         tokens: Tokens | None = None,
+        draws: Int32[np.ndarray, " n"] | None = None,
     ) -> SampleSet:
         """Samples numbered from `first_index` on."""
         unknown = np.full(len(crystals), np.nan)
@@ -61,6 +64,7 @@ class SampleSet:
             unknown if log_prob is None else log_prob,
             unknown if log_prob_base is None else log_prob_base,
             tokens,
+            draws,
         )
 
     @classmethod
@@ -73,6 +77,7 @@ class SampleSet:
         first_index: int = 0,
         log_prob: Float64[np.ndarray, " n"] | None = None,
         log_prob_base: Float64[np.ndarray, " n"] | None = None,
+        draws: Int32[np.ndarray, " n"] | None = None,
     ) -> SampleSet:
         """Token samples; their crystals are primitive cells."""
         return cls.of(
@@ -83,6 +88,7 @@ class SampleSet:
             log_prob=log_prob,
             log_prob_base=log_prob_base,
             tokens=tokens,
+            draws=draws,
         )
 
     def __len__(self) -> int:
@@ -112,6 +118,7 @@ class SampleSet:
             self.log_prob[part],
             self.log_prob_base[part],
             None if self.tokens is None else self.tokens[part],
+            None if self.draws is None else self.draws[part],
         )
 
 

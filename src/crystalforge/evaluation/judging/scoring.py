@@ -55,7 +55,8 @@ CHECKS = pa.schema(
 
 
 def score(samples: SampleSet, reward: Reward, *, lineage: Mapping[str, str]) -> pa.Table:
-    """One row per sample: what it is, whether it is valid, what the reward says.
+    """One row per sample: what it is, whether it is valid, what the reward says; where crystals had to be valid, how
+    many were drawn for it (draws).
 
     lineage: values of the columns run_id, model_hash and data_hash. The reward is asked once for all samples; if it
     is unavailable, its exception passes through and no row is made.
@@ -73,6 +74,8 @@ def score(samples: SampleSet, reward: Reward, *, lineage: Mapping[str, str]) -> 
     }
     fixed = pa.schema([*IDENTITY, *CRYSTAL, *CHECKS])
     table = pa.table({name: columns[name] for name in fixed.names}, schema=fixed)
+    if samples.draws is not None:
+        table = table.append_column("draws", pa.array(samples.draws))
     for name, values in judged_by(reward, samples.crystals).items():
         table = table.append_column(name, values)
     return table

@@ -51,6 +51,7 @@ METRICS: dict[str, tuple[str, str, int]] = {
     "valid_rate": ("Valid", "%", 1),
     "structure_valid_rate": ("Valid structure", "%", 1),
     "composition_valid_rate": ("Valid composition", "%", 1),
+    "passed_rate": ("Valid at the first draw", "%", 1),
     "scored_rate": ("Scored by the reward", "%", 1),
     **_held_out_metrics(),
     "agreed_rate": ("Stable by all", "%", 1),
@@ -117,6 +118,9 @@ def measure(table: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
         "composition_valid_rate": statistics.share(_mask(table, "composition_valid")),
         "scored_rate": statistics.share(scored),
     }
+    if "draws" in table.column_names:  # the others of each crystal were refused
+        draws = _finite(_numbers(table, "draws"))
+        found["passed_rate"] = statistics.share(draws == 1)
     for kind, sun in (("stable", "sun"), ("metastable", "msun")):
         if f"{kind}{suffix}" in table.column_names:
             found[f"{kind}_rate"] = statistics.share(_mask(judged, f"{kind}{suffix}"))

@@ -5,7 +5,8 @@ network ran in: it is a small part of the work, and inverse transforms then see 
 
 Sharpening, as in the published sampler: top-p keeps the smallest set of most probable choices whose mass reaches p
 (under the law at temperature 1, after masks), then the logits are divided by T. Mixture components are choices like
-any other; a component's concentration becomes κ/T and its width σ√T.
+any other; a component's concentration becomes κ/T and its width σ√T. Letters, elements, coordinates and lattice may
+each have a temperature of their own.
 
 Shapes: B crystals, C choices, K mixture components.
 """
@@ -13,6 +14,7 @@ Shapes: B crystals, C choices, K mixture components.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -47,15 +49,38 @@ class Sharpening:
         self,
         logits: Float[Tensor, "B C"],
         allowed: Bool[Tensor, "B C"] | None = None,
-        temperature: float | None = None,
     ) -> Float64[Tensor, "B C"]:
-        """Log-probabilities of the drawn law. `temperature` replaces the general one."""
+        """Log-probabilities of the drawn law."""
         logits = logits.to(torch.float64)
         law = logits.log_softmax(dim=-1) if allowed is None else masked_log_softmax(logits, allowed)
         if self.top_p < 1:
             law = law.masked_fill(~_nucleus(law, self.top_p), -math.inf)
-        scale = self.temperature if temperature is None else temperature
-        return law if scale == 1 and self.top_p == 1 else (law / scale).log_softmax(dim=-1)
+        return law if self == Sharpening() else (law / self.temperature).log_softmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class Sharpenings:
+    """How each kind of choice is sharpened; the default changes nothing."""
+
+    letters: Sharpening = Sharpening()
+    elements: Sharpening = Sharpening()
+    first_element: Sharpening = Sharpening()
+    coords: Sharpening = Sharpening()
+    lattice: Sharpening = Sharpening()
+
+    @classmethod
+    def of(cls, temperatures: Mapping[str, float], top_p: float) -> Sharpenings:
+        """From `temperature` and those that replace it: letter_, element_, first_element_, coord_ and
+        lattice_temperature; the first element's is by default the others'."""
+        general = temperatures.get("temperature", 1.0)
+
+        def part(name: str, default: float = general) -> Sharpening:
+            return Sharpening(temperatures.get(f"{name}_temperature", default), top_p)
+
+        elements = part("element")
+        return cls(
+            part("letter"), elements, part("first_element", elements.temperature), part("coord"), part("lattice")
+        )
 
 
 def _nucleus(law: Float64[Tensor, "B C"], top_p: float) -> Bool[Tensor, "B C"]:

@@ -15,8 +15,8 @@ Shapes: n crystals asked for, B rows of a wave, S site slots, C choices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Concatenate, Literal, ParamSpec, get_args
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from crystalforge.common.errors import InputError
 from crystalforge.common.progress import Progress
+from crystalforge.crystal.geometry import Geometry
 from crystalforge.model.batch import TokenBatch
 from crystalforge.model.constraints.constraints import Constraints
 from crystalforge.model.constraints.masks import Masks
@@ -37,8 +38,10 @@ from crystalforge.model.distributions import (
     masked_log_softmax,
 )
 from crystalforge.model.network import TOKENS_PER_SITE, CoordMixture, CrystalFormer, LatticeMixture
+from crystalforge.model.sampling.config import MAX_DRAWS
 from crystalforge.model.sampling.draws import (
     Sharpening,
+    Sharpenings,
     coord_rows,
     draw_cell,
     draw_choice,
@@ -52,43 +55,11 @@ from crystalforge.model.sampling.draws import (
 from crystalforge.model.sampling.network import CloseRanks, Decoder
 from crystalforge.model.sampling.random import SPACEGROUP_EVENT, Streams
 from crystalforge.model.sampling.samples import FACTORS, Samples
+from crystalforge.model.sampling.valid import until_valid
 from crystalforge.model.tables import tables
 
 Precision = Literal["float32", "bfloat16", "float64"]
 BATCH_SIZE = 512
-
-
-def sample(
-    model: CrystalFormer,
-    spacegroups: Int64[np.ndarray, " n"],
-    *,
-    seed: int,
-    first_index: int = 0,
-    constraints: Constraints | None = None,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    first_element_temperature: float | None = None,
-    law: Law = "exact",
-    batch_size: int = BATCH_SIZE,
-    precision: Precision = "float32",
-    progress: Progress | None = None,
-) -> Samples:
-    """One crystal per entry of `spacegroups`, in that order; crystal i has index `first_index + i`.
-
-    temperature, top_p: of all choices (letters, elements, mixture components) and widths, see `sampler_draws`;
-    first_element_temperature: instead, for the first site's element. law: "reference" for the published law, whose
-    lattice has no bounds. batch_size and precision are matters of speed; batch_size bounds the memory too (2.1 MB per
-    token position and 32 crystals at full size). InputError for anything out of range or infeasible.
-
-    >>> sample(model, np.full(100, 225), seed=1).tokens.element[:3, 0]     # doctest: +SKIP
-    array([55, 19, 12], dtype=int32)
-    """
-    parts = stream(
-        model, spacegroups, seed=seed, first_index=first_index, constraints=constraints, temperature=temperature,
-        top_p=top_p, first_element_temperature=first_element_temperature, law=law, batch_size=batch_size,
-        precision=precision, progress=progress,
-    )  # fmt: skip
-    return Samples.concatenate(list(parts), slots=model.config.max_sites)
 
 
 def stream(
@@ -99,27 +70,90 @@ def stream(
     first_index: int = 0,
     constraints: Constraints | None = None,
     temperature: float = 1.0,
-    top_p: float = 1.0,
+    letter_temperature: float | None = None,
+    element_temperature: float | None = None,
     first_element_temperature: float | None = None,
+    coord_temperature: float | None = None,
+    lattice_temperature: float | None = None,
+    top_p: float = 1.0,
+    valid: Geometry | None = None,
+    max_draws: int = MAX_DRAWS,
     law: Law = "exact",
     batch_size: int = BATCH_SIZE,
     precision: Precision = "float32",
     progress: Progress | None = None,
 ) -> Iterator[Samples]:
-    """As `sample`, but crystals come in groups as they finish, the shortest of each wave first."""
-    _check(spacegroups, first_index, batch_size, temperature, top_p, first_element_temperature, law)
+    """One crystal per entry of `spacegroups`; crystal i has index `first_index + i`. They come in groups as they
+    finish, the shortest of each wave first.
+
+    temperature, top_p: of all choices (letters, elements, mixture components) and widths, see `sampling.draws`; the
+    other temperatures replace the general one for their part. valid: draw each crystal again, in its space group and
+    at most `max_draws` times, until it passes these checks (see `sampling.valid`). law: "reference" for the published
+    law, whose lattice has no bounds. batch_size and precision are matters of speed; batch_size bounds the memory too
+    (2.1 MB per token position and 32 crystals at full size). InputError for anything out of range or infeasible.
+    """
+    temperatures = {"temperature": temperature} | {
+        name: value
+        for name, value in (
+            ("letter_temperature", letter_temperature),
+            ("element_temperature", element_temperature),
+            ("first_element_temperature", first_element_temperature),
+            ("coord_temperature", coord_temperature),
+            ("lattice_temperature", lattice_temperature),
+        )
+        if value is not None
+    }
+    _check(spacegroups, first_index, batch_size, temperatures, top_p, max_draws, law)
     masks = None
     if constraints is not None and len(spacegroups):
         masks = Masks(constraints, spacegroups.tolist(), model.config.max_sites, model.head.weight.device)
-    sampler = Sampler(
-        model, Streams(seed), Sharpening(temperature, top_p), first_element_temperature, law, masks, precision
-    )
+    law_drawn = Sharpenings.of(temperatures, top_p)
+    sampler = Sampler(model, Streams(seed), law_drawn, law, masks, precision)
+    for samples in _waves(sampler, spacegroups, first_index, batch_size, valid, max_draws):
+        if progress is not None:
+            progress.update(len(samples))
+        yield samples
+
+
+def _waves(
+    sampler: Sampler,
+    spacegroups: Int64[np.ndarray, " n"],
+    first_index: int,
+    batch_size: int,
+    valid: Geometry | None,
+    max_draws: int,
+) -> Iterator[Samples]:
+    if valid is not None:
+        yield from until_valid(
+            sampler.wave, spacegroups, first_index, valid, batch_size=batch_size, max_draws=max_draws
+        )
+        return
+    index = np.arange(first_index, first_index + len(spacegroups), dtype=np.int64)
     for start in range(0, len(spacegroups), batch_size):
-        part = spacegroups[start : start + batch_size]
-        for samples in sampler.wave(part, first_index + start):
-            if progress is not None:
-                progress.update(len(samples))
-            yield samples
+        part = slice(start, start + batch_size)
+        yield from sampler.wave(spacegroups[part], index[part])
+
+
+Options = ParamSpec("Options")
+
+
+def _whole(parts: Callable[Concatenate[CrystalFormer, Options], Iterator[Samples]]) -> Callable[
+    Concatenate[CrystalFormer, Options], Samples
+]:  # fmt: skip
+    """All that `parts` gives at once, with the very same parameters."""
+
+    def together(model: CrystalFormer, *args: Options.args, **options: Options.kwargs) -> Samples:
+        return Samples.concatenate(list(parts(model, *args, **options)), slots=model.config.max_sites)
+
+    together.__doc__ = """As `stream`, but all crystals at once, in the order of `spacegroups`.
+
+    >>> sample(model, np.full(100, 225), seed=1).tokens.element[:3, 0]     # doctest: +SKIP
+    array([55, 19, 12], dtype=int32)
+    """
+    return together
+
+
+sample = _whole(stream)
 
 
 def draw_spacegroups(
@@ -137,10 +171,10 @@ def draw_spacegroups(
 class _Wave:
     """The crystals of one batch while they grow; row b of every tensor belongs to one of them."""
 
-    def __init__(self, sampler: Sampler, spacegroups: Int64[np.ndarray, " n"], first_index: int) -> None:
+    def __init__(self, sampler: Sampler, spacegroups: Int64[np.ndarray, " n"], index: Int64[np.ndarray, " n"]) -> None:
         n, slots, device = len(spacegroups), sampler.slots, sampler.decoder.device
         self.spacegroup = torch.tensor(spacegroups, dtype=torch.int64, device=device)  # a copy: its rows move
-        self.index = torch.arange(first_index, first_index + n, device=device)
+        self.index = torch.tensor(index, dtype=torch.int64, device=device)
         self.wyckoff = torch.zeros((n, slots), dtype=torch.int64, device=device)
         self.element = torch.zeros((n, slots), dtype=torch.int64, device=device)
         self.coords = torch.zeros((n, slots, 3), dtype=torch.float64, device=device)
@@ -170,8 +204,7 @@ class Sampler:
         self,
         model: CrystalFormer,
         streams: Streams,
-        sharpen: Sharpening,
-        first_element_temperature: float | None,
+        sharpen: Sharpenings,
         law: Law,
         masks: Masks | None,
         precision: Precision,
@@ -181,14 +214,13 @@ class Sampler:
         self.slots = model.config.max_sites
         self.streams, self.sharpen = streams, sharpen
         self.law: Law = law
-        self.first_element_temperature = first_element_temperature
         self.masks = masks
         # Without sharpening the drawn law of a coordinate is the model's, and need not be evaluated twice.
-        self.plain = sharpen == Sharpening() and law == "exact"
+        self.plain = sharpen.coords == Sharpening() and law == "exact"
 
-    def wave(self, spacegroups: Int64[np.ndarray, " n"], first_index: int) -> Iterator[Samples]:
-        """Draw one wave of crystals, yielding them as they end."""
-        wave = _Wave(self, spacegroups, first_index)
+    def wave(self, spacegroups: Int64[np.ndarray, " n"], index: Int64[np.ndarray, " n"]) -> Iterator[Samples]:
+        """Draw one wave of crystals, yielding them as they end; `index` decides their random numbers."""
+        wave = _Wave(self, spacegroups, index)
         for slot in range(self.slots):
             finished = self._grow(wave, slot)
             if finished is not None:
@@ -230,7 +262,7 @@ class Sampler:
             drawn_from = drawn_from & self.masks.letters(slot, wave.spacegroup, wave.cell)
         # The reference law does not know that the last slot must stay empty.
         law = allowed_wyckoff(wave.spacegroup, previous, last and self.law == "exact")
-        letter = self._draw_choice(wave, slot, 0, logits, law, drawn_from)
+        letter = self._draw_choice(wave, slot, 0, logits, law, drawn_from, self.sharpen.letters)
         wave.wyckoff[:, slot] = letter
         return letter
 
@@ -240,8 +272,8 @@ class Sampler:
         if self.masks is not None:
             possible = self.masks.elements(slot, wave.spacegroup, letter, cell, wave.element)
             drawn_from = law & possible[:, : law.shape[1]]
-        temperature = self.first_element_temperature if slot == 0 else None
-        element = self._draw_choice(wave, slot, 1, logits, law, drawn_from, temperature)
+        sharpen = self.sharpen.elements if slot else self.sharpen.first_element
+        element = self._draw_choice(wave, slot, 1, logits, law, drawn_from, sharpen)
         wave.element[:, slot] = element
         if self.masks is not None:
             wave.cell = self.masks.advance(slot, wave.spacegroup, letter, element, cell)
@@ -255,10 +287,10 @@ class Sampler:
         logits: Float[Tensor, "B C"],
         allowed: Bool[Tensor, "B C"],
         drawn_from: Bool[Tensor, "B C"],
-        temperature: float | None = None,
+        sharpen: Sharpening,
     ) -> Int64[Tensor, " B"]:
         """A letter (kind 0) or element (kind 1), with its log-probabilities under the model and as drawn."""
-        drawn = self.sharpen(logits, drawn_from, temperature)
+        drawn = sharpen(logits, drawn_from)
         uniform = self.streams.uniforms(wave.index, TOKENS_PER_SITE * slot + kind)[:, 0]
         choice = draw_choice(drawn, uniform)
         law = masked_log_softmax(logits.to(torch.float64), allowed)
@@ -272,7 +304,7 @@ class Sampler:
         symmetry, letter = tables(wave.index.device), wave.wyckoff[:, slot]
         rows = symmetry.is_free[wave.spacegroup - 1, letter, axis].nonzero().squeeze(1)
         candidate = torch.zeros_like(wave.coords[:, slot, axis])
-        drawn = sharpened_coord(coord_rows(mixture, rows), self.sharpen)
+        drawn = sharpened_coord(coord_rows(mixture, rows), self.sharpen.coords)
         event = TOKENS_PER_SITE * slot + 2 + axis
         candidate[rows] = draw_coord(drawn, self.streams, wave.index[rows], event)
         x = project(wave.spacegroup, letter, axis, wave.coords[:, slot], candidate)
@@ -290,7 +322,7 @@ class Sampler:
         """The crystals of `rows`, which end here, with their lattice."""
         group, index = wave.spacegroup[rows], wave.index[rows]
         mixture = lattice_rows(lattice, rows)
-        drawn = sharpened_lattice(mixture, self.sharpen)
+        drawn = sharpened_lattice(mixture, self.sharpen.lattice)
         cell, retries = draw_cell(drawn, group, self.streams, index, self.law)
         wave.log_prob[rows, 3] = lattice_log_density(mixture, cell, group, self.law)
         wave.log_prob_drawn[rows, 3] = drawn_lattice_log_density(drawn, cell, group, self.law)
@@ -306,6 +338,7 @@ class Sampler:
             factors(wave.log_prob),
             factors(wave.log_prob_drawn),
             retries.to(torch.int32).cpu().numpy(),
+            np.ones(len(rows), dtype=np.int32),
         )
 
 
@@ -313,9 +346,9 @@ def _check(
     spacegroups: Int64[np.ndarray, " n"],
     first_index: int,
     batch_size: int,
-    temperature: float,
+    temperatures: Mapping[str, float],
     top_p: float,
-    first_element_temperature: float | None,
+    max_draws: int,
     law: str,
 ) -> None:
     wrong = spacegroups[(spacegroups < 1) | (spacegroups > 230)]
@@ -323,10 +356,12 @@ def _check(
         raise InputError(f"there is no space group {wrong[0]}", remedy="use numbers from 1 to 230")
     if first_index < 0 or batch_size < 1:
         raise InputError(f"first_index {first_index} must not be negative and batch_size {batch_size} must be positive")
-    for name, value in (("temperature", temperature), ("first_element_temperature", first_element_temperature)):
-        if value is not None and not 0 < value < float("inf"):
+    for name, value in temperatures.items():
+        if not 0 < value < float("inf"):
             raise InputError(f"{name} {value} is out of range", remedy="use a positive number; 1 is the model's law")
     if not 0 < top_p <= 1:
         raise InputError(f"top_p {top_p} is out of range", remedy="use a number in (0, 1]; 1 keeps everything")
+    if max_draws < 1:
+        raise InputError(f"max_draws {max_draws} is out of range", remedy="allow one draw of each crystal at least")
     if law not in get_args(Law):
         raise InputError(f"unknown law {law!r}", remedy=f"use one of {', '.join(get_args(Law))}")

@@ -21,7 +21,9 @@ class Samples:
     index: number of each crystal in its run, which decides its random numbers. log_prob: under the model, per factor
     ("wyckoff", "element", "coords", "lattice"), [n] each; equals `likelihood.log_prob` of the tokens. log_prob_drawn:
     under the law drawn from, that is after temperature, top-p and constraints (the reference law's lattice: before
-    its invalid cells were drawn again). resampled: how often a crystal's lattice was drawn again; 0 in the exact law.
+    its invalid cells were drawn again, and before crystals were refused, see `log_share`). resampled: how often a
+    crystal's lattice was drawn again; 0 in the exact law. draws: how many crystals were drawn until this one passed
+    the geometric checks; 1 where none were made.
     """
 
     index: Int64[np.ndarray, " n"]
@@ -29,6 +31,7 @@ class Samples:
     log_prob: dict[str, Float64[np.ndarray, " n"]]
     log_prob_drawn: dict[str, Float64[np.ndarray, " n"]]
     resampled: Int32[np.ndarray, " n"]
+    draws: Int32[np.ndarray, " n"]
 
     @property
     def total_log_prob(self) -> Float64[np.ndarray, " n"]:
@@ -39,6 +42,17 @@ class Samples:
     def total_log_prob_drawn(self) -> Float64[np.ndarray, " n"]:
         """log p(crystal | space group) under the law drawn from."""
         return np.sum([self.log_prob_drawn[name] for name in FACTORS], axis=0)
+
+    @property
+    def log_share(self) -> Float64[np.ndarray, " n"]:
+        """An unbiased estimate, from each crystal's draws, of ln P(g): the share of its space group's law that passes.
+
+        -(1 + 1/2 + ... + 1/(draws - 1)), see `sampling.valid`; 0 where nothing was refused. `total_log_prob_drawn -
+        log_share` estimates the log-probability under the law restricted to crystals that pass.
+        """
+        longest = int(self.draws.max(initial=1))
+        harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, longest))])
+        return -harmonic[self.draws - 1]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -53,6 +67,7 @@ class Samples:
             {name: values[rows] for name, values in self.log_prob.items()},
             {name: values[rows] for name, values in self.log_prob_drawn.items()},
             self.resampled[rows],
+            self.draws[rows],
         )
 
     @staticmethod
@@ -66,6 +81,7 @@ class Samples:
                 dict.fromkeys(FACTORS, none),
                 dict.fromkeys(FACTORS, none),
                 np.zeros(0, np.int32),
+                np.zeros(0, np.int32),
             )
         index = np.concatenate([part.index for part in parts])
         whole = Samples(
@@ -74,5 +90,6 @@ class Samples:
             {name: np.concatenate([part.log_prob[name] for part in parts]) for name in FACTORS},
             {name: np.concatenate([part.log_prob_drawn[name] for part in parts]) for name in FACTORS},
             np.concatenate([part.resampled for part in parts]),
+            np.concatenate([part.draws for part in parts]),
         )
         return whole[np.argsort(index, kind="stable")]

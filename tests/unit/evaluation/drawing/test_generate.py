@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from crystalforge.crystal.geometry import Geometry
 from crystalforge.evaluation.drawing.generate import ModelSource, log_prob_under
+from crystalforge.evaluation.validity import structure_valid
 from crystalforge.model.checkpoint import load_model, save_model
 from crystalforge.model.config import ModelConfig
+from crystalforge.model.constraints.constraints import Constraints
 from crystalforge.model.network import CrystalFormer
+from crystalforge.model.sampling.config import SamplingConfig
 
 TINY = ModelConfig(layers=1, heads=2, head_size=8, width=16, embedding=8)
 ROUNDING = 1e-3  # nats; float32 sums in another order
@@ -60,4 +64,28 @@ def test_identity_follows_weights_and_law(directories):
     plain = source(directories, "tuned").identity()
     assert plain == source(directories, "tuned").identity()
     assert plain != source(directories, "base").identity()
-    assert plain != source(directories, "tuned", temperature=0.8).identity()
+    assert plain != source(directories, "tuned", law=SamplingConfig(temperature=0.8)).identity()
+    assert plain != source(directories, "tuned", law=SamplingConfig(valid=True)).identity()
+
+
+LOOSE = SamplingConfig(
+    constraints=Constraints(max_sites=2),
+    valid=Geometry(min_distance=0.1, min_bond=0.05, volume_per_atom=(0.1, 1e4), min_height=0.2),
+)
+
+
+def test_crystals_that_had_to_be_valid_say_what_it_took_and_their_law_knows_it(directories):
+    drawn = source(directories, "tuned", law=LOOSE).draw(0, 24)
+    assert drawn.draws is not None
+    assert 1 < drawn.draws.max() < 1000
+    assert drawn.draw(3, 2).draws.tolist() == drawn.draws[3:5].tolist()
+    same = drawn.draws == 1
+    constrained = source(directories, "tuned", law=LOOSE.model_copy(update={"valid": None})).draw(0, 24)
+    assert constrained.draws is None
+    assert np.allclose(drawn.log_prob[same], constrained.log_prob[same], atol=ROUNDING)
+    # of a crystal that took K draws the restricted law is thought to be 1 + 1/2 + ... + 1/(K - 1) nats likelier
+    model = load_model(directories / "tuned").model
+    unconstrained = log_prob_under(model, drawn.tokens)
+    assert np.allclose(drawn.log_prob_base, unconstrained, atol=ROUNDING)
+    assert (drawn.log_prob - drawn.log_prob_base)[~same].min() > 1 - ROUNDING
+    assert all(structure_valid(crystal)[1] >= 0.1 for crystal in drawn.crystals)
