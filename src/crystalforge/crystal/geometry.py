@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from pydantic import BaseModel, ConfigDict, Field
 
-from crystalforge.crystal.crystal import PackedCrystals
+from crystalforge.crystal.crystal import Crystal, PackedCrystals
 from crystalforge.crystal.orbits import primitive_bases, to_packed
 from crystalforge.crystal.tokens import Tokens
 from crystalforge.crystal.wyckoff import multiplicity
@@ -102,6 +102,13 @@ def covalent_radii() -> Float64[np.ndarray, " 119"]:
 
     known = {Element(symbol).Z: float(radius) for symbol, radius in CovalentRadius.radius.items()}
     return np.array([known.get(z, known[max(known)]) for z in range(119)])
+
+
+def shortest_bond(crystal: Crystal) -> float:
+    """Least distance of two atoms, images included, as a part of the sum of their covalent radii; infinite where no two
+    atoms are as close as that sum. Of MP-20's crystals one in a thousand is below 0.7, six in a thousand below 0.75."""
+    packed = PackedCrystals.pack([crystal])
+    return float(nearest(packed, 1.0, radii=covalent_radii()[packed.numbers])[0])
 
 
 def nearest(

@@ -19,6 +19,7 @@ from crystalforge.crystal.geometry import (
     covalent_radii,
     nearest,
     possible,
+    shortest_bond,
 )
 from crystalforge.crystal.orbits import to_packed
 
@@ -66,6 +67,7 @@ def test_a_bond_is_a_part_of_summed_radii_and_images_and_coincidence_count() -> 
     packed = PackedCrystals.pack([SALT, squeezed, copper, twice])
     found = nearest(packed, 1.0, radii=covalent_radii()[packed.numbers])
     assert found.tolist() == pytest.approx([np.inf, 0.6 * salt, 2.0 / (2 * 1.32), 0.0])
+    assert [shortest_bond(crystal) for crystal in (SALT, squeezed)] == pytest.approx([np.inf, 0.6 * salt])
 
 
 def test_heights_of_a_skewed_cell() -> None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crystalforge.crystal import Crystal
+from crystalforge.crystal.geometry import shortest_bond
 from crystalforge.evaluation.validity import composition_valid
-from crystalforge.rewards.guards import shortest_bond
 
 if TYPE_CHECKING:
     from crystalforge.thermo.hull import Surroundings
@@ -32,7 +32,7 @@ APART = 0.15
 
 SHORTEST_BOND = 0.7
 """As a part of the sum of covalent radii: one in a thousand of MP-20's crystals is below (see
-`rewards.guards`)."""
+`crystal.geometry`)."""
 
 SHORT_BOND = 0.75
 """Six in a thousand of MP-20's crystals are below."""
@@ -156,7 +156,7 @@ def _elements(crystal: Crystal) -> Iterable[Flag]:
 
 
 def _bonds(crystal: Crystal) -> Iterable[Flag]:
-    shortest = float(shortest_bond([crystal])[0])
+    shortest = shortest_bond(crystal)
     if shortest < SHORT_BOND:
         level = Level.RED if shortest < SHORTEST_BOND else Level.WARNING
         text = f"Two atoms are closer than usual: {shortest:.0%} of the sum of their covalent radii."
