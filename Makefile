@@ -26,8 +26,8 @@ lint: install  ## style, types, import rules
 format: install  ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
 
-bench: install  ## every figure the README claims, one JSON object a line
-	@for file in benchmarks/[a-z]*.py; do echo "# $$file"; $(BIN)/python $$file || exit 1; done
+bench: install  ## every claim of speed: figures kept by class of machine, and what moved since (ARGS="sampler train")
+	@$(BIN)/python benchmarks/_history.py $(ARGS)
 
 images: ## container images: train and rewards (docker, podman or buildah)
 	@images/build.sh
