@@ -38,10 +38,14 @@ if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
 IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-WATCH_SECONDS = 300  # of one watch request; the server ends it, and it is asked for anew
 REQUEST_S = (5.0, 15.0)  # connecting and answering of any other request; what has no answer is asked for again
 FAREWELL_S = (2.0, 5.0)  # the same for the last one, when this process was told to end: the kubelet waits for 30 s
 TELL_S = 15.0  # an API server that says nothing for so long is spoken of
+# Of one watch request: the server ends it, and it is asked for anew. A connection that somebody between us and the
+# server has forgotten is silent for ever, so none is listened to for long.
+WATCH_SECONDS = 60
+MOST_REFUSALS = 5  # of the watch and of the job itself, before they are believed
+SILENCE_S = 15.0  # beyond that, before a watch that the server did not end is given up
 
 
 class TrainJobFailed(InputError):
@@ -171,15 +175,16 @@ class TrainJobs:
         from kubernetes.client import ApiException
 
         waited: dict[str, Any] = {}
+        refusals = 0  # of everything that was asked, one after the other
         for restart in self._patience(f"watching training job {name}"):
-            stream = watch.Watch()
+            stream, refused = watch.Watch(), None
             try:
                 for event in stream.stream(
                     self._jobs.list_namespaced_custom_object,
                     **self._where,
                     field_selector=f"metadata.name={name}",
                     timeout_seconds=WATCH_SECONDS,
-                    _request_timeout=(10, WATCH_SECONDS + 30),
+                    _request_timeout=(10, WATCH_SECONDS + SILENCE_S),
                 ):
                     restart()
                     assert isinstance(event, dict)
@@ -196,7 +201,7 @@ class TrainJobs:
                     waited = waiting
             except ApiException as error:
                 if not passing(error.status) and error.status != 410:  # 410: the watch is too old, ask anew
-                    raise TrainJobFailed(f"watching training job {name}: {error.status} {message(error)}") from None
+                    refused = error  # a token that is being renewed, an authoriser that starts: the job itself runs
             except network_errors():
                 pass
             else:
@@ -207,6 +212,11 @@ class TrainJobs:
             found = self._get(name)
             if found is None:
                 raise TrainJobFailed(f"training job {name} was deleted by somebody else")
+            refusals = refusals + 1 if refused is not None and not found else 0
+            if refused is not None and refusals > MOST_REFUSALS:
+                raise TrainJobFailed(f"watching training job {name}: {refused.status} {message(refused)}")
+            if found:  # the server answers: a watch that was cut, went silent or was refused is no absence
+                restart(hurry=refused is None)
             if outcome(found)[0] is not None:
                 return found
         raise AssertionError("patience ends with an exception")
@@ -228,8 +238,8 @@ class TrainJobs:
         """Attempts with growing pauses; each yields a function that starts the clock anew, once something worked."""
         clock = {"began": time.monotonic(), "pause": 0.2, "told": 0.0}
 
-        def restart() -> None:
-            clock.update(began=time.monotonic(), pause=0.2, told=0.0)
+        def restart(*, hurry: bool = True) -> None:
+            clock.update(began=time.monotonic(), told=0.0, **({"pause": 0.2} if hurry else {}))
 
         while True:
             yield restart

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from crystalforge.integrations.trainjob.errors import network_errors
@@ -41,7 +44,7 @@ class JobLogs:
     def _follow(self, name: str, done: threading.Event) -> None:
         from kubernetes.client import ApiException
 
-        last = ""  # time stamp of the last line that was shown: after a lost connection no line is shown twice
+        shown = Shown()  # after a lost connection the log is read from its start, and no line is shown twice
         ended = False
         while not ended:
             ended = done.is_set()  # one more round after the end: the last lines
@@ -57,11 +60,10 @@ class JobLogs:
                         _preload_content=False,
                         _request_timeout=(10, 60),
                     )
+                    shown.from_the_start(pod.metadata.name)
                     for line in _lines(response):
-                        stamp, _, text = line.partition(" ")
-                        if stamp > last:
-                            last = stamp
-                            print(text, flush=True)
+                        if shown.is_new(line):
+                            print(line.partition(" ")[2], flush=True)
             except (ApiException, *network_errors()):
                 pass  # the log is a courtesy; the watch decides
             if not ended:
@@ -90,6 +92,70 @@ class JobLogs:
         except (ApiException, *network_errors()) as error:
             parts.append(f"\n(the pods' logs could not be read: {type(error).__name__})")
         return "".join(parts)
+
+
+class Shown:
+    """Which lines of a log were shown, of a log that is read from its start again and again.
+
+    Lines of one write share a time stamp, and those of two streams (stdout, stderr) come in another order than they
+    were written: a line is known by its stamp and its text, and is new as often as it occurs more often than before.
+    Lines that are older than the newest by `SETTLED_NS` are known by that alone, so that a long log costs no memory.
+
+    >>> shown = Shown()
+    >>> shown.from_the_start("pod")
+    >>> [shown.is_new(f"2026-01-01T00:00:00.1Z {text}") for text in ("a", "b", "b")]
+    [True, True, True]
+    >>> shown.from_the_start("pod")
+    >>> [shown.is_new(f"2026-01-01T00:00:00.1Z {text}") for text in ("a", "b", "b", "b")]
+    [False, False, False, True]
+    """
+
+    def __init__(self) -> None:
+        self._pod = ""
+        self._before: Counter[tuple[int, int]] = Counter()
+        self._now: Counter[tuple[int, int]] = Counter()
+        self._settled = self._newest = -1
+
+    def from_the_start(self, pod: str) -> None:
+        """The log of `pod` is read from its first line; that of another pod, as after a restart, is all new."""
+        if pod != self._pod:
+            self._pod, self._before, self._settled, self._newest = pod, Counter(), -1, -1
+        self._settled = self._newest - SETTLED_NS
+        self._before = Counter({line: n for line, n in self._before.items() if line[0] >= self._settled})
+        self._now = Counter()
+
+    def is_new(self, line: str) -> bool:
+        """Whether the line, its time stamp in front, was not shown yet; from now on it was."""
+        stamp, _, text = line.partition(" ")
+        at = _nanoseconds(stamp)
+        if at < self._settled:
+            return False
+        self._newest = max(self._newest, at)
+        known = (at, hash(text))
+        self._now[known] += 1
+        if self._now[known] <= self._before[known]:
+            return False
+        self._before[known] += 1
+        if len(self._before) > MOST_KNOWN:
+            self._settled = max(self._settled, self._newest - SETTLED_NS)
+            for counted in (self._before, self._now):
+                for old in [line for line in counted if line[0] < self._settled]:
+                    del counted[old]
+        return True
+
+
+SETTLED_NS = 300 * 10**9  # streams do not cross by more
+MOST_KNOWN = 200_000  # lines, before the old ones are forgotten
+
+
+def _nanoseconds(stamp: str) -> int:
+    """A time stamp (RFC 3339, as many digits as the runtime writes) as a number; what is none stands before all."""
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", stamp)
+    if found is None:
+        return 0
+    second, fraction, zone = found.groups()
+    at = datetime.fromisoformat(second + ("+00:00" if zone == "Z" else zone))
+    return int(at.timestamp()) * 10**9 + int((fraction or "").ljust(9, "0"))
 
 
 def _lines(response: Any) -> Iterator[str]:
