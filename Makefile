@@ -16,7 +16,7 @@ run: install  ## data -> pre-train -> PPO against a served reward -> evaluate ->
 	@$(BIN)/crystalforge run --end-with-parent --config params.yaml $(ARGS)
 
 test: install lint  ## static checks, then unit, parity, contract and integration tests
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --random-order $(ARGS)
 
 lint: install  ## style, types, import rules
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . || { echo "style: 'make format' mends most of it"; exit 1; }

@@ -48,7 +48,7 @@ def test_chgnet_in_double_precision_is_exact():
 def test_matgl_potentials_conform(model):
     pytest.importorskip("matgl")
     if not (MODELS / model).is_dir():
-        pytest.skip(f"{MODELS / model} is not here")
+        pytest.skip(f"no reference data: {MODELS / model} is not here")
     testing.check_potential(load(MatGLConfig(path=MODELS / model)), testing.example_crystals()[:2])
 
 

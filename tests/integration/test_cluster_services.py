@@ -32,7 +32,7 @@ from crystalforge.data.config import DataConfig
 from crystalforge.data.ingest import ingest
 from crystalforge.data.sources.tables import embedded
 from crystalforge.integrations.dvc import data_version
-from crystalforge.integrations.mlflow import tracking
+from crystalforge.integrations.mlflow import registry, tracking
 from crystalforge.model.checkpoint import load_model, save_model, weights_hash
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import CrystalFormer
@@ -190,12 +190,12 @@ def test_registered_promoted_materialised_served_and_scored(
         run.artifact(tmp_path / "summary.json")
         tags = {"model": "tuned", "reward_digest": "ab", "evaluation_run_id": run.run_id,
                 "model_hash": weights_hash(model)}  # fmt: skip
-        version, uri = tracking.register_generator(
+        version, uri = registry.register_generator(
             run, tmp_path / "model", name="crystalforge-generator", alias="candidate", tags=tags, description="card"
         )
     assert uri == "models:/crystalforge-generator@candidate"
     assert promote(config, PromotionGates())["promoted"] is True
-    assert str(tracking.version_of(api, "models:/crystalforge-generator@production").version) == version
+    assert str(registry.version_of(api, "models:/crystalforge-generator@production").version) == version
 
     # A reward is registered with the file that it needs; what it was made from goes away.
     hull = tmp_path / "entries.parquet"

@@ -35,7 +35,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3600),
     pytest.mark.skipif(
-        os.environ.get("CRYSTALFORGE_TEST_IMAGES") != "1", reason="set CRYSTALFORGE_TEST_IMAGES=1 to build the images"
+        os.environ.get("CRYSTALFORGE_TEST_IMAGES") != "1",
+        reason="on request: set CRYSTALFORGE_TEST_IMAGES=1 to build the images",
     ),
     pytest.mark.skipif(
         shutil.which("buildah") is None or shutil.which("debootstrap") is None,

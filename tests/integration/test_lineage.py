@@ -16,7 +16,7 @@ import yaml
 
 from crystalforge.config import Config, from_sections
 from crystalforge.crystal.convert import to_crystals
-from crystalforge.integrations.mlflow import tracking
+from crystalforge.integrations.mlflow import registry, tracking
 from crystalforge.model.checkpoint import load_model, weights_hash
 from crystalforge.model.sampling.sampler import sample
 from crystalforge.platform.fetch import fetch
@@ -104,7 +104,7 @@ def test_a_crystal_leads_back_to_the_version_of_its_data(place: Path) -> None:
     assert run.data.tags["input.tuned"] == row["model_hash"] == record(place / "tuned")["content"]
 
     # The model in the registry that wrote it or its base, with the same lineage.
-    found = tracking.version_of(api, f"models:/{config.register_.name}@candidate")
+    found = registry.version_of(api, f"models:/{config.register_.name}@candidate")
     label = found.tags["model"]
     assert found.tags["data_version"] == version
     assert found.tags["data_hash"] == row["data_hash"]

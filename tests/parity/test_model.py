@@ -27,7 +27,7 @@ ADAM_LOSS = 1e-4  # nats, after up to 19 steps that each amplify the rotary tabl
 def shared(name: str) -> Path:
     path = SHARED / name
     if not path.exists():
-        pytest.skip(f"{path} is not there: the large fixtures are not part of the repository")
+        pytest.skip(f"no reference data: {path} is not there, the large fixtures are no part of the repository")
     return path
 
 

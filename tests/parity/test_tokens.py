@@ -156,7 +156,7 @@ MP20_ROWS = (6398, 15230, 23656, 26135, 32843, 33886, *range(0, 38000, 1000))
 def test_agrees_with_pyxtal_on_real_crystals() -> None:
     path = SHARED / "data" / "mp20" / "mp20.parquet"
     if not path.exists():
-        pytest.skip(f"{path} is not there")
+        pytest.skip(f"no reference data: {path} is not there")
     import pyarrow.parquet as pq
 
     table = pq.read_table(path, columns=["lattice", "atomic_numbers", "frac_coords"])

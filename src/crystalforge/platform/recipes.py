@@ -4,21 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crystalforge.common.errors import InputError
+import crystalforge
+from crystalforge.common.errors import InputError, one_of
 
-CHECKOUT = Path(__file__).resolve().parents[3] / "recipes"
-"""Beside `src` in a checkout or an image."""
+QUICKSTART = "quickstart"
+PACKAGE = Path(crystalforge.__file__ or "").resolve().parent
+INSTALLED = PACKAGE / "recipes"
+"""Where a wheel has them; in a checkout or an editable installation they lie beside `src`."""
+CHECKOUT = PACKAGE.parents[1]
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that can be had here, by name: those of the working directory before those that came along.
+
+    `quickstart` is the project's own params.yaml.
+    """
+    found = {file.stem: file for place in (INSTALLED, CHECKOUT / "recipes", Path("recipes")) for file in _yaml(place)}
+    if (CHECKOUT / "params.yaml").is_file() and (CHECKOUT / "recipes").is_dir():
+        found.setdefault(QUICKSTART, CHECKOUT / "params.yaml")
+    return dict(sorted(found.items()))
 
 
 def find_recipe(name: str) -> Path:
-    """The file `recipes/<name>.yaml`, of the working directory or of the checkout that this package runs from.
+    """The parameter file of the recipe `name`. Raises InputError when there is none, naming those that there are."""
+    known = recipes()
+    if name not in known:
+        raise InputError(
+            f"there is no recipe {name!r}",
+            remedy=one_of(
+                "choose one of", known, nothing="no recipe came with this installation: give a file by --config"
+            ),
+        )
+    return known[name]
 
-    Raises InputError when there is none, naming those that there are.
-    """
-    places = [Path("recipes"), CHECKOUT]
-    for place in places:
-        file = place / f"{name}.yaml"
-        if file.is_file():
-            return file
-    known = sorted({file.stem for place in places for file in place.glob("*.yaml")})
-    raise InputError(f"there is no recipe {name!r}", remedy=f"choose one of: {', '.join(known)}")
+
+def _yaml(place: Path) -> list[Path]:
+    return sorted(place.glob("*.yaml"))

@@ -33,7 +33,7 @@ def shared() -> Path:
     """The folder of real data beside the checkout, or the one that CRYSTALFORGE_SHARED names."""
     place = Path(os.environ.get("CRYSTALFORGE_SHARED", Path(__file__).parents[4] / "shared"))
     if not place.is_dir():
-        pytest.skip(f"no real data at {place}; set CRYSTALFORGE_SHARED")
+        pytest.skip(f"no reference data at {place}; set CRYSTALFORGE_SHARED")
     return place
 
 

@@ -28,7 +28,7 @@ def _build(folder: Path) -> Objects:
 def kubectl() -> None:
     """Skip where kubectl is missing: Debian's package is too old for these manifests."""
     if shutil.which("kubectl") is None:
-        pytest.skip("kubectl (1.27 or later, with kustomize 5) is not installed")
+        pytest.skip("kubectl is not installed (1.27 or later, see kubernetes.io/docs/tasks/tools)")
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,7 @@ def test_real_checkpoints_keep_their_energies(model):
     from crystalforge.potentials.matgl import MatGLPotential
 
     if not (MODELS / model).is_dir() or not MP20.is_file():
-        pytest.skip(f"{MODELS / model} or {MP20} is not here")
+        pytest.skip(f"no reference data: {MODELS / model} or {MP20} is not here")
     fast = load(MatGLConfig(path=MODELS / model))
     assert isinstance(fast, MatGLPotential)
     table = pq.read_table(MP20, columns=["lattice", "atomic_numbers", "frac_coords"])

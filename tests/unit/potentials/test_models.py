@@ -232,7 +232,7 @@ DIGITS = 0.0051
 
 def model_folder(name: str) -> Path:
     if not (MODELS / name).is_dir():
-        pytest.skip(f"{MODELS / name} is not here")
+        pytest.skip(f"no reference data: {MODELS / name} is not here")
     return MODELS / name
 
 
@@ -265,7 +265,7 @@ def test_a_formation_energy_model_is_a_potential_without_forces():
 def test_a_real_potential_reproduces_its_training_labels():
     path = SHARED / "data/mp_le20/mp_le20.parquet"
     if not path.is_file():
-        pytest.skip(f"{path} is not here")
+        pytest.skip(f"no reference data: {path} is not here")
     import pyarrow.parquet as pq
 
     model = load(MatGLConfig(path=model_folder("M3GNet-MP-2021.2.8-PES")))

@@ -253,7 +253,7 @@ def test_real_hull_reproduces_the_true_distances():
     """99,343 formation energies: E_hull of MP-20 rows with a true label agrees within 5 meV/atom on average."""
     entries, rows = SHARED / "data/hull/mp_entries_formation_energy.parquet", SHARED / "data/mp20/mp20.parquet"
     if not (entries.is_file() and rows.is_file()):
-        pytest.skip(f"{entries} or {rows} is not here")
+        pytest.skip(f"no reference data: {entries} or {rows} is not here")
     import pyarrow.parquet as pq
 
     store = HullStore.open(entries)

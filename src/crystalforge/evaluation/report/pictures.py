@@ -29,10 +29,15 @@ FLAGS = [
 SETTLED_MS = 500  # for plotly's fonts and resize handlers
 
 
+def find_chromium() -> str | None:
+    """The path of the system's Chromium, or None."""
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """The system's Chromium, headless. Raises InputError when there is none."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = find_chromium()
     if path is None:
         raise InputError("no Chromium on this machine", remedy="apt-get install chromium")
     try:
