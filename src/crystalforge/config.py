@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from crystalforge.common.files import sha256_json
+from crystalforge.common.names import Address, ExperimentName, RegisteredAlias, RegisteredName
 from crystalforge.common.settings import override, read_yaml, validated
 from crystalforge.data.config import DataConfig
 from crystalforge.evaluation.config import EvaluateConfig
@@ -65,9 +66,11 @@ class TrackingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     enabled: bool = True
-    uri: str | None = Field(default=None, description="MLflow tracking URI; none: SQLite in `directory`")
+    uri: Address | None = Field(
+        default=None, description="MLflow tracking URI, without a password; none: SQLite in `directory`"
+    )
     directory: str = Field(default="runs", description="where the local database and its artifacts are")
-    experiment: str = "crystalforge"
+    experiment: ExperimentName = "crystalforge"
 
 
 class RegisterConfig(BaseModel):
@@ -75,9 +78,11 @@ class RegisterConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(default="crystalforge-generator", description="registered model's name")
-    alias: str = Field(default="candidate", description="alias that the new version gets")
-    predictor: str = Field(default="crystalforge-predictor", description="registered name of a trained predictor")
+    name: RegisteredName = Field(default="crystalforge-generator", description="registered model's name")
+    alias: RegisteredAlias = Field(default="candidate", description="alias that the new version gets")
+    predictor: RegisteredName = Field(
+        default="crystalforge-predictor", description="registered name of a trained predictor"
+    )
 
 
 class Variant(BaseModel):
@@ -89,7 +94,7 @@ class Variant(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(min_length=1, pattern=r"^[^/]+$", description="how tables call it")
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[^/\x00]+$", description="how tables call it")
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="of the fine-tuning, one run each")
     finetune: dict[str, Any] = Field(default_factory=dict, description="what differs from the section finetune")
 
@@ -117,6 +122,14 @@ class Config(BaseModel):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     predictor: PredictorConfig | None = Field(default=None, description="what train-predictor learns, and from what")
     study: tuple[Variant, ...] = Field(default=(), description="what `study` compares with the base model")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Config:
+        runs = [f"{variant.name}-{seed}" for variant in self.study for seed in variant.seeds]
+        for run in runs:
+            if runs.count(run) > 1:
+                raise ValueError(f"study: two of its runs would share the folder {run!r}: name variants and seeds once")
+        return self
 
     def sections(self, names: Iterable[str]) -> dict[str, Any]:
         """The named sections as plain JSON values."""

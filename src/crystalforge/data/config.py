@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from crystalforge.common.names import Address
+
 SPLITS = ("train", "val", "test")
 
 
@@ -20,7 +22,7 @@ class PrototypesSource(_Section):
 
 
 class _Files(_Section):
-    path: str = Field(description="file, directory, or URL (https://..., s3://...) of one")
+    path: Address = Field(description="file, directory, or URL (https://..., s3://...) of one, without a password")
     checksums: dict[str, str] = Field(
         default_factory=dict, description="SHA-256 by file name; a file with another content is refused"
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
-from pydantic import TypeAdapter, ValidationError
-
-from crystalforge.common.errors import InputError
+from crystalforge.common.settings import validated_as
 from crystalforge.potentials.base import Potential, PropertyModel
 from crystalforge.rewards.base import GuardedReward, Judge
 from crystalforge.rewards.combine import CompositeJudge, EnsembleJudge
@@ -26,14 +25,14 @@ from crystalforge.rewards.config import (
 from crystalforge.rewards.golden import golden_values, verify, verify_potential, verify_property
 from crystalforge.rewards.protocol import Reward, RewardVersion
 
+KINDS = get_args(get_args(RewardConfig)[0])
+
 
 def parse(settings: Any) -> RewardConfig:
     """A reward's configuration from plain data (YAML, JSON); InputError names the key that is wrong."""
-    try:
-        return TypeAdapter(RewardConfig).validate_python(settings)
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise InputError("; ".join(lines), source="reward") from error
+    kind = settings.get("kind") if isinstance(settings, Mapping) else getattr(settings, "kind", None)
+    named = [model for model in KINDS if model.model_fields["kind"].default == kind]
+    return validated_as(RewardConfig, settings, source="reward", models=named)
 
 
 def build(config: RewardConfig) -> Reward:
