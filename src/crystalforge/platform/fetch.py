@@ -28,14 +28,15 @@ def fetch(config: Config, model: str, out: Path) -> dict[str, Any]:
     it (its `model`, or the directory around it). Raises InputError when there is no such model, or it is damaged.
     """
     address = pinned(config, model)
-    with Stage("fetch", config, out, sections=(), options={"model": address, "weights": _weights(address)}) as stage:
+    options = {"model": address, "weights": _weights(config, address)}
+    with Stage("fetch", config, out, sections=(), options=options) as stage:
         if stage.finished is None:
             from crystalforge.model.checkpoint import load_model, weights_hash
 
             lineage: dict[str, str] = {}
             with atomic_directory(out / "model") as place, tempfile.TemporaryDirectory() as temporary:
                 if address.startswith(REGISTERED):
-                    from crystalforge.integrations.mlflow.tracking import download_generator, version_of
+                    from crystalforge.integrations.mlflow.registry import download_generator, version_of
 
                     api = _client(config)
                     version = version_of(api, address)
@@ -63,7 +64,7 @@ def pinned(config: Config, model: str) -> str:
     """An alias as the version that it means now, a directory as its absolute path: what a cache may rely on."""
     if not model.startswith(REGISTERED):
         return str(_directory(find_base(Path(model))).resolve())
-    from crystalforge.integrations.mlflow.tracking import version_of
+    from crystalforge.integrations.mlflow.registry import version_of
 
     version = version_of(_client(config), model)
     return f"{REGISTERED}{version.name}/{version.version}"
@@ -82,6 +83,12 @@ def _directory(path: Path) -> Path:
     raise InputError(f"holds no {WEIGHTS}", source=path, remedy="give the directory of a model, or models:/name@alias")
 
 
-def _weights(address: str) -> str:
-    """What tells two states of one directory apart; registered versions never change."""
-    return "" if address.startswith(REGISTERED) else sha256_file(Path(address) / WEIGHTS)
+def _weights(config: Config, address: str) -> str:
+    """What tells two states of one address apart: a directory's weights; a version never changes, but another registry
+    has another one of the same number."""
+    if not address.startswith(REGISTERED):
+        return sha256_file(Path(address) / WEIGHTS)
+    from crystalforge.integrations.mlflow.registry import version_of
+
+    version = version_of(_client(config), address)
+    return f"{version.run_id} {version.creation_timestamp}"

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from crystalforge.common.errors import InputError
+from crystalforge.common.names import checked
 from crystalforge.evaluation.config import MOST_HELD_OUT
 from crystalforge.evaluation.judging.parts import held_out_prefix
 from crystalforge.evaluation.metrics import statistics
@@ -135,14 +136,29 @@ def promote(
     Raises InputError when nothing is registered so, or its evaluation cannot be found.
     """
     from crystalforge.integrations.mlflow import tracking
+    from crystalforge.integrations.mlflow.recording import answered
 
+    checked("alias", target, source="--to")
+    if source.lower() != "latest":  # the newest version may be asked for promotion, under whatever alias
+        checked("alias", source, source="--from")
+    if source == target:
+        raise InputError(
+            f"the alias {target!r} is to be judged and to be moved",
+            source="--to",
+            remedy="give two aliases, such as --from candidate --to production",
+        )
     api = tracking.client(tracking.tracking_uri(config.tracking.uri, Path(config.tracking.directory)))
-    name = config.register_.name
-    candidate = tracking.version_of(api, f"models:/{name}@{source}")
-    try:
-        current = tracking.version_of(api, f"models:/{name}@{target}")
-    except InputError:
-        current = None
+    with answered(api.tracking_uri):
+        return _promote(api, config.register_.name, gates, source=source, target=target)
+
+
+def _promote(api: MlflowClient, name: str, gates: PromotionGates, *, source: str, target: str) -> dict[str, Any]:
+    from crystalforge.integrations.mlflow import registry
+
+    candidate = registry.version_of(api, f"models:/{name}@{source}")
+    # Not by its address: an alias that nobody has set is no error here, a registry that is away is.
+    holder = api.get_registered_model(name).aliases.get(target)
+    current = None if holder is None else registry.version_of(api, f"models:/{name}/{holder}")
     if current is not None and current.version == candidate.version:
         return {"promoted": True, "name": name, "version": str(current.version), "why": [f"is {target} already"]}
     summary = _summary(api, candidate)
@@ -174,7 +190,7 @@ def promote(
 
 def _summary(api: MlflowClient, version: ModelVersion) -> dict[str, Any]:
     """The evaluation's summary, from the run that the version names."""
-    from crystalforge.integrations.mlflow.tracking import download
+    from crystalforge.integrations.mlflow.registry import download
 
     run = version.tags.get("evaluation_run_id")
     if not run:

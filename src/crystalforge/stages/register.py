@@ -43,7 +43,7 @@ def register(config: Config, base: Path, tuned: Path, evaluation: Path, out: Pat
     Without tracking there is no registry: the choice is still made and recorded.
     """
     inputs = {"base": base, "tuned": tuned, "evaluation": evaluation}
-    with Stage("register", config, out, sections=("register",), inputs=inputs) as stage:
+    with Stage("register", config, out, sections=("register",), inputs=inputs, registers=True) as stage:
         if stage.finished is None:
             summary = json.loads((evaluation / "summary.json").read_text())
             choice, reason = better(summary)
@@ -51,7 +51,7 @@ def register(config: Config, base: Path, tuned: Path, evaluation: Path, out: Pat
             record = read_record(directory, choice)
             outcome: dict[str, Any] = {"model": choice, "reason": reason, "weights": str(directory / "model")}
             if stage.run is not None:
-                from crystalforge.integrations.mlflow.tracking import register_generator
+                from crystalforge.integrations.mlflow.registry import register_generator
 
                 judged = read_record(evaluation, "evaluation")
                 began = read_record(base, "base")

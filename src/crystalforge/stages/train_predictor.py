@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from crystalforge.stages.base import Stage
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
+    from crystalforge.integrations.mlflow.tracking import StageRun
 
 COLUMNS = 3  # of the parity plot's grid
 DIAGONAL = ("eps_xx", "eps_yy", "eps_zz")  # targets whose mean is the dielectric constant
@@ -32,46 +34,67 @@ def train_predictor(config: Config, out: Path, data_version: str | None = None) 
     for table in (settings.data, *settings.extra):
         if not table.is_file():
             raise InputError("no such file", source=table, remedy="give a parquet or CSV with predictor.data")
-    if data_version is None:
+    if not data_version:
         from crystalforge.integrations import dvc
 
-        data_version = dvc.data_version(str(settings.data))
+        recorded = dvc.version_of(str(settings.data), [settings.data])
+        data_version = recorded if recorded == dvc.data_version(str(settings.data)) else ""
     options: dict[str, Any] = {"data": sha256_file(settings.data)}
     lineage = {"data_hash": options["data"]} | ({"data_version": data_version} if data_version else {})
     if settings.extra:
         options["extra"] = [sha256_file(table) for table in settings.extra]
     if settings.initial is not None:
         options["initial"] = {path.name: sha256_file(path) for path in _files(settings.initial)}
-    with Stage("train_predictor", config, out, sections=("seed", "predictor"), options=options) as stage:
+    sections = ("seed", "predictor")
+    with Stage("train_predictor", config, out, sections=sections, options=options, registers=True) as stage:
         if stage.finished is None:
-            from crystalforge.potentials.predictor.predictor import train_predictor as run
-
-            result = run(settings, out / "predictor", seed=config.seed, on_metrics=stage.on_metrics)
-            metrics = result.metrics | split_errors(result.parity, settings.targets)
-            write_parity_plot(out / "parity.html", result.parity, settings.targets, metrics)
-            stage.artifact(out / "parity.html")
-            stage.artifact(result.parity)
-            content = sha256_json(
-                {str(path.relative_to(result.model_dir)): sha256_file(path) for path in _files(result.model_dir)}
-            )
+            known = stage.before  # trained already, and registered elsewhere or nowhere
+            metrics = _trained(config, stage, out) if known is None else _figures(known["metrics"])
+            model = out / "predictor" / "model"
+            content = sha256_json({str(path.relative_to(model)): sha256_file(path) for path in _files(model)})
             outcome: dict[str, Any] = dict(metrics)
             if stage.run is not None:
-                from crystalforge.integrations.mlflow.tracking import register_files
-
-                name = config.register_.predictor
-                tags = lineage | {"model_hash": content, "training_run_id": stage.run.run_id}
-                version, uri = register_files(
-                    stage.run,
-                    result.model_dir,
-                    name=name,
-                    alias=config.register_.alias,
-                    tags=tags,
-                    description=predictor_card(settings.targets, metrics, tags),
-                )
-                outcome |= {"name": name, "version": version, "uri": uri}
+                outcome |= _registered(config, stage.run, model, metrics, lineage | {"model_hash": content})
             write_json(out / "registered.json", outcome)
             stage.finish(content, outcome, lineage)
     return stage.outcome
+
+
+def _trained(config: Config, stage: Stage, out: Path) -> dict[str, float]:
+    """Train, draw the parity plot, record both; the errors by split and target, with intervals."""
+    from crystalforge.potentials.predictor.predictor import train_predictor as run
+
+    assert config.predictor is not None, "looked at by the caller"
+    settings = config.predictor
+    result = run(settings, out / "predictor", seed=config.seed, on_metrics=stage.on_metrics)
+    metrics = result.metrics | split_errors(result.parity, settings.targets)
+    write_parity_plot(out / "parity.html", result.parity, settings.targets, metrics)
+    stage.artifact(out / "parity.html")
+    stage.artifact(result.parity)
+    return metrics
+
+
+def _registered(
+    config: Config, run: StageRun, model: Path, metrics: dict[str, float], lineage: dict[str, str]
+) -> dict[str, str]:
+    """Name, version and address in the registry; nothing, and a warning, where that is away: hours of training are
+    done all the same, and the same command registers them later."""
+    from crystalforge.integrations.mlflow.registry import register_files
+
+    assert config.predictor is not None, "looked at by the caller"
+    name, tags = config.register_.predictor, lineage | {"training_run_id": run.run_id}
+    card = predictor_card(config.predictor.targets, metrics, tags)
+    try:
+        version, uri = register_files(run, model, name=name, alias=config.register_.alias, tags=tags, description=card)
+    except InputError as error:
+        print(f"warning: the predictor is trained, but not registered: {error}", file=sys.stderr)
+        print("  The same command registers it without training it again.", file=sys.stderr)
+        return {}
+    return {"name": name, "version": version, "uri": uri}
+
+
+def _figures(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name not in ("name", "version", "uri")}
 
 
 def split_errors(table: Path, targets: tuple[str, ...]) -> dict[str, float]:

@@ -12,7 +12,7 @@ import pytest
 
 from crystalforge.common.errors import InputError
 from crystalforge.config import Config, from_sections
-from crystalforge.integrations.mlflow import tracking
+from crystalforge.integrations.mlflow import registry, tracking
 from crystalforge.stages.base import StaleOutputs
 from crystalforge.stages.train_predictor import split_errors, train_predictor
 
@@ -52,12 +52,12 @@ def test_it_trains_reports_and_registers_once(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "parity.html").read_text()
     assert "gap: test error" in page
     assert "<script src" not in page
-    version = tracking.version_of(tracking.client(str(config.tracking.uri)), record["metrics"]["uri"])
+    version = registry.version_of(tracking.client(str(config.tracking.uri)), record["metrics"]["uri"])
     assert version.name == "crystalforge-predictor"
     assert version.tags["model_hash"] == record["content"]
     assert "predicting the training median" in version.description
     api = tracking.client(str(config.tracking.uri))
-    fetched = tracking.download(api, f"models:/{version.name}/{version.version}", tmp_path / "fetched")
+    fetched = registry.download(api, f"models:/{version.name}/{version.version}", tmp_path / "fetched")
     assert {path.name for path in fetched.iterdir()} >= {
         path.name for path in (tmp_path / "out" / "predictor" / "model").iterdir()
     }

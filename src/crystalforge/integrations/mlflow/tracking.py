@@ -7,8 +7,8 @@ adopted as the parent.
 
 from __future__ import annotations
 
+import fcntl
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,114 +16,162 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from crystalforge.common.errors import InputError, missing_extra
+from crystalforge.common import termination
+from crystalforge.common.environment import environment
+from crystalforge.common.errors import InputError, missing_extra, redacted
+from crystalforge.integrations.mlflow.recording import Recorder, answered, impatient
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
 
 BATCH = 200  # metrics sent at once: one request costs 0.1 s on a server
+MOST_PENDING = 200_000  # metrics that wait for a server that is away; of more, the newest
+MOST_PARAMS = 100  # MLflow's limit for one request
 LONGEST_PARAM = 6000  # MLflow's limit for the value of a parameter
 PARENT_VARIABLE = "MLFLOW_RUN_ID"
 
 
 def tracking_uri(configured: str | None, root: Path) -> str:
     """The environment's MLFLOW_TRACKING_URI, else the configured one, else SQLite in `root`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or configured or f"sqlite:///{root.resolve()}/mlflow.db"
+    known = os.environ.get("MLFLOW_TRACKING_URI") or configured
+    if known:
+        return known
+    place = root.resolve()
+    if "?" in str(place) or "#" in str(place):
+        raise InputError(
+            "a database's address cannot have '?' or '#' in a folder's name",
+            source=place,
+            remedy="set tracking.directory to a folder elsewhere, or tracking.enabled=false",
+        )
+    return f"sqlite:///{place}/mlflow.db"
 
 
 def client(uri: str) -> MlflowClient:
     """A client for `uri`; InputError when MLflow is not installed."""
     _quieten()
+    impatient()
     try:
         from mlflow import MlflowClient
     except ImportError as error:
         raise missing_extra("mlflow", "platform", error) from None
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with answered(uri), _made_by_one(uri):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextmanager
-def _fluent(uri: str) -> Iterator[None]:
+def _made_by_one(uri: str) -> Iterator[None]:
+    """Of processes that find no database yet, one makes it (the client does, when it is made) while the others wait."""
+    name = uri.removeprefix("sqlite:///").partition("?")[0]
+    if not uri.startswith("sqlite:///") or name in ("", ":memory:"):
+        yield
+        return
+    file = Path(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f".{file.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def fluent(uri: str) -> Iterator[None]:
     """MLflow's fluent functions, where a client cannot serve, speak to `uri` inside this block and only there.
 
     They keep addresses in globals and in the environment, from which later calls for other registries would take them.
     """
     import mlflow
 
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-    before = {name: os.environ[name] for name in names if name in os.environ}
     nowhere: Any = None  # what MLflow starts with, though its annotations do not say so
-    try:
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_registry_uri(uri)
-        yield
-    finally:
-        mlflow.set_tracking_uri(nowhere)
-        mlflow.set_registry_uri(nowhere)
-        for name in names:
-            os.environ.pop(name, None)
-        os.environ.update(before)
+    with environment({"MLFLOW_TRACKING_URI": uri, "MLFLOW_REGISTRY_URI": uri}):
+        try:
+            mlflow.set_tracking_uri(uri)
+            mlflow.set_registry_uri(uri)
+            yield
+        finally:
+            mlflow.set_tracking_uri(nowhere)
+            mlflow.set_registry_uri(nowhere)
 
 
 def experiment_id(api: MlflowClient, name: str, root: Path) -> str:
-    """The experiment's id; created when new, its artifacts beside a local database and else where the server says."""
+    """The experiment's id; created when new, its artifacts beside a local database and else where the server says.
+
+    Raises InputError when the server refuses or is away, or when the experiment was deleted.
+    """
     from mlflow.exceptions import MlflowException
 
     def find() -> str | None:
         found = api.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise InputError(
+                f"the experiment {name!r} was deleted",
+                source=api.tracking_uri,
+                remedy=f"restore it (mlflow experiments restore -x {found.experiment_id}), or set tracking.experiment "
+                "to another name",
+            )
         return found.experiment_id if found is not None else None
 
-    try:
+    with answered(api.tracking_uri):
         known = find()
         if known is not None:
             return known
         local = api.tracking_uri.startswith("sqlite:")
         place = (root.resolve() / "mlartifacts").as_uri() if local else None
-        return api.create_experiment(name, artifact_location=place)
-    except MlflowException as error:
-        known = find() if error.error_code == "RESOURCE_ALREADY_EXISTS" else None  # another process was first
-        if known is not None:
+        try:
+            return api.create_experiment(name, artifact_location=place)
+        except MlflowException as error:
+            known = find() if error.error_code == "RESOURCE_ALREADY_EXISTS" else None  # another process was first
+            if known is None:
+                raise
             return known
-        raise InputError(
-            f"the tracking server refused: {error.message.splitlines()[0]}",
-            source=api.tracking_uri,
-            remedy="check MLFLOW_TRACKING_URI or tracking.uri",
-        ) from None
 
 
 def open_parent(api: MlflowClient, experiment: str, root: Path, name: str, known: str | None) -> str:
-    """The pipeline's run: the injected one, the one this run had before it was interrupted, or a new one."""
-    for candidate in (os.environ.get(PARENT_VARIABLE), known):
-        if candidate and _exists(api, candidate):
-            api.update_run(candidate, status="RUNNING")
-            return candidate
-    return api.create_run(experiment_id(api, experiment, root), run_name=name).info.run_id
+    """The pipeline's run: the injected one, the one this run had before it was interrupted, or a new one.
+
+    One that somebody deleted is not gone on with. Raises InputError as `experiment_id` does.
+    """
+    with answered(api.tracking_uri):
+        for candidate in (os.environ.get(PARENT_VARIABLE), known):
+            if candidate and _exists(api, candidate):
+                api.update_run(candidate, status="RUNNING")
+                return candidate
+        return api.create_run(experiment_id(api, experiment, root), run_name=name).info.run_id
+
+
+def final_status(kind: type[BaseException] | None) -> str:
+    """How a run that ended with (or without) an exception is closed, in MLflow's words."""
+    if kind is None:
+        return "FINISHED"
+    return "KILLED" if issubclass(kind, (termination.Terminated, KeyboardInterrupt)) else "FAILED"
 
 
 class StageRun:
     """A stage's record: parameters, batched metrics, data sets and artifacts under the pipeline's run.
 
     `directory` is the stage's own: the run id is kept there, so that a stage that is killed and started again goes
-    on in the record that it had.
+    on in the record that it had. A server that is away when the record is opened is an InputError; one that goes away
+    later costs what could not be recorded, and a warning that says what.
     """
 
     def __init__(self, uri: str, experiment: str, root: Path, stage: str, directory: Path) -> None:
-        self._api = client(uri)
+        self.api = client(uri)
         self.uri = uri
+        self._directory = directory
+        self._recorder = Recorder(stage, uri)
         self._pending: list[Any] = []
         note = directory / "mlflow_run_id"
         known = note.read_text().strip() if note.exists() else ""
-        if known and _exists(self._api, known):
-            self.run_id = known
-            self._api.update_run(known, status="RUNNING")
-            return
-        parent = os.environ.get(PARENT_VARIABLE)
-        if parent and _exists(self._api, parent):
-            experiment_of = self._api.get_run(parent).info.experiment_id
-            tags = {"mlflow.parentRunId": parent}
-        else:
-            experiment_of, tags = experiment_id(self._api, experiment, root), {}
-        self.run_id = self._api.create_run(experiment_of, run_name=stage, tags=tags).info.run_id
+        with answered(uri):
+            if known and _exists(self.api, known):
+                self.run_id = known
+                self.api.update_run(known, status="RUNNING")
+                return
+            parent = os.environ.get(PARENT_VARIABLE)
+            if parent and _exists(self.api, parent):
+                experiment_of = self.api.get_run(parent).info.experiment_id
+                tags = {"mlflow.parentRunId": parent}
+            else:
+                experiment_of, tags = experiment_id(self.api, experiment, root), {}
+            self.run_id = self.api.create_run(experiment_of, run_name=stage, tags=tags).info.run_id
         directory.mkdir(parents=True, exist_ok=True)
         note.write_text(self.run_id + "\n")
 
@@ -134,15 +182,13 @@ class StageRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.flush()
-        self._api.set_terminated(self.run_id, status="FINISHED" if kind is None else "FAILED")
+        status = final_status(kind)
+        self._recorder.send("how it ended", lambda: self.api.set_terminated(self.run_id, status=status))
+        self._recorder.close(self._directory)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record (nested) parameters; ones that are there already, as after a resume, stay."""
-        from mlflow.entities import Param
-
-        have = self._api.get_run(self.run_id).data.params
-        flat = {key: value for key, value in _flatten(values).items() if key not in have}
-        self._api.log_batch(self.run_id, params=[Param(key, value[:LONGEST_PARAM]) for key, value in flat.items()])
+        self._recorder.send("parameters", lambda: self._send_params(values))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record metrics of one step; sent in batches."""
@@ -150,19 +196,21 @@ class StageRun:
 
         now = int(time.time() * 1000)
         self._pending += [Metric(key, float(value), now, step) for key, value in values.items()]
+        del self._pending[:-MOST_PENDING]
         if len(self._pending) >= BATCH:
             self.flush()
 
     def flush(self) -> None:
-        """Send what is pending; MLflow takes at most 1,000 metrics at once."""
-        while self._pending:
-            part, self._pending = self._pending[:1000], self._pending[1000:]
-            self._api.log_batch(self.run_id, metrics=part)
+        """Send what is pending, or as soon as the server answers."""
+        if self._pending:
+            self._recorder.send("metrics", self._send_metrics)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Record tags: hashes, versions, the path of a run."""
         for key, value in values.items():
-            self._api.set_tag(self.run_id, key, value)
+            self._recorder.send(
+                f"tag {key}", lambda key=key, value=value: self.api.set_tag(self.run_id, key, redacted(str(value)))
+            )
 
     def dataset(self, name: str, digest: str, source: str, profile: Mapping[str, Any]) -> None:
         """Record that the run read (or made) the data set with this content hash."""
@@ -174,137 +222,50 @@ class StageRun:
             name=name,
             digest=digest[:36],
             source_type="local",
-            source=json.dumps({"uri": source}),
+            source=json.dumps({"uri": redacted(source)}),
             profile=json.dumps(dict(profile)),
         )
-        self._api.log_inputs(
-            self.run_id, [DatasetInput(dataset=entry, tags=[InputTag("mlflow.data.context", "training")])]
-        )
+        inputs = [DatasetInput(dataset=entry, tags=[InputTag("mlflow.data.context", "training")])]
+        self._recorder.send(f"data set {name}", lambda: self.api.log_inputs(self.run_id, inputs))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a file or a folder with the run."""
+        self._recorder.send(f"file {path.name}", lambda: self.store(path, folder), files=True)
+
+    def store(self, path: Path, folder: str | None = None) -> None:
+        """`artifact`, now or with an exception."""
         if path.is_dir():
-            self._api.log_artifacts(self.run_id, str(path), folder)
+            self.api.log_artifacts(self.run_id, str(path), folder)
         else:
-            self._api.log_artifact(self.run_id, str(path), folder)
+            self.api.log_artifact(self.run_id, str(path), folder)
 
+    def _send_params(self, values: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
 
-def register_generator(
-    run: StageRun, weights: Path, *, name: str, alias: str, tags: Mapping[str, str], description: str
-) -> tuple[str, str]:
-    """Log the model in `weights` as a sampler and register it; returns (version, models URI).
+        have = self.api.get_run(self.run_id).data.params
+        flat = {key: redacted(value) for key, value in _flatten(values).items() if key not in have}
+        params = [Param(key, value[:LONGEST_PARAM]) for key, value in flat.items()]
+        for first in range(0, len(params), MOST_PARAMS):
+            self.api.log_batch(self.run_id, params=params[first : first + MOST_PARAMS])
 
-    The registered flavour is a pyfunc whose `predict` writes crystals (see `mlflow_sampler`), with a signature, the
-    safetensors weights and the packages that it needs.
-    """
-    import mlflow
-    import pandas as pd
-    from mlflow.models import ModelSignature
-
-    from crystalforge.integrations.mlflow import sampler as mlflow_sampler
-
-    experiment = run._api.get_run(run.run_id).info.experiment_id
-    with _fluent(run.uri), mlflow.start_run(run_id=run.run_id, experiment_id=experiment):
-        logged = mlflow.pyfunc.log_model(
-            name="generator",
-            python_model=str(Path(mlflow_sampler.__file__).resolve()),
-            artifacts={"model": str(weights)},
-            signature=ModelSignature(inputs=mlflow_sampler.INPUTS, outputs=mlflow_sampler.OUTPUTS),
-            input_example=pd.DataFrame(mlflow_sampler.EXAMPLE),
-            pip_requirements=mlflow_sampler.requirements(),
-            registered_model_name=name,
-        )
-    version = str(logged.registered_model_version)
-    for key, value in tags.items():
-        run._api.set_model_version_tag(name, version, key, value)
-    run._api.update_model_version(name, version, description=description)
-    run._api.set_registered_model_alias(name, alias, version)
-    return version, f"models:/{name}@{alias}"
-
-
-def register_files(
-    run: StageRun, folder: Path, *, name: str, alias: str, tags: Mapping[str, str], description: str
-) -> tuple[str, str]:
-    """Register a folder of files, such as a predictor's weights, as the next version of `name`; returns (version,
-    models URI). What loads them is ours, so no flavour is needed."""
-    run.artifact(folder, folder.name)
-    source = f"{run._api.get_run(run.run_id).info.artifact_uri}/{folder.name}"
-    if not run._api.search_registered_models(f"name = '{name}'"):
-        run._api.create_registered_model(name)
-    made = run._api.create_model_version(name, source, run.run_id, tags=dict(tags), description=description)
-    version = str(made.version)
-    run._api.set_registered_model_alias(name, alias, version)
-    return version, f"models:/{name}@{alias}"
-
-
-def version_of(api: MlflowClient, model: str) -> ModelVersion:
-    """The registered version that `models:/name@alias` or `models:/name/version` means.
-
-    Raises InputError when the text is neither, or nothing is registered so.
-    """
-    from mlflow.exceptions import MlflowException
-
-    found = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))", model)
-    if found is None:
-        raise InputError(f"{model!r} is no model", remedy="write models:/name@alias or models:/name/version")
-    name, alias, version = found.groups()
-    try:
-        return api.get_model_version_by_alias(name, alias) if alias else api.get_model_version(name, version)
-    except MlflowException as error:
-        # A missing alias is an invalid parameter, a missing model does not exist.
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        raise InputError(
-            f"{model} is not registered ({error.message.splitlines()[0]})",
-            source=api.tracking_uri,
-            remedy="list what is with 'mlflow models', or run the pipeline that registers it",
-        ) from None
-
-
-def download(api: MlflowClient, uri: str, target: Path) -> Path:
-    """Artifacts of a run or of a registered version under `target`; returns where they are.
-
-    Raises InputError when there are none.
-    """
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    target.mkdir(parents=True, exist_ok=True)
-    try:
-        with _fluent(api.tracking_uri):
-            found = download_artifacts(artifact_uri=uri, dst_path=str(target), tracking_uri=api.tracking_uri)
-    except (MlflowException, OSError) as error:
-        raise InputError(f"cannot fetch {uri}: {str(error).splitlines()[0]}", source=api.tracking_uri) from None
-    return Path(found)
-
-
-def download_generator(api: MlflowClient, version: ModelVersion, target: Path) -> Path:
-    """The weights of a generator that `register_generator` registered; returns their directory under `target`."""
-    import yaml
-
-    fetched = download(api, f"models:/{version.name}/{version.version}", target)
-    about = fetched / "MLmodel"
-    flavours = yaml.safe_load(about.read_text()).get("flavors", {}) if about.exists() else {}
-    part = flavours.get("python_function", {}).get("artifacts", {}).get("model", {}).get("path")
-    if part is None:
-        raise InputError(
-            f"version {version.version} of {version.name} is no generator",
-            source=api.tracking_uri,
-            remedy="give a model that 'crystalforge register' made",
-        )
-    return fetched / part
+    def _send_metrics(self) -> None:
+        """MLflow takes at most 1,000 metrics at once; what was sent is not sent again."""
+        while self._pending:
+            part = self._pending[:1000]
+            self.api.log_batch(self.run_id, metrics=part)
+            del self._pending[: len(part)]
 
 
 def _exists(api: MlflowClient, run_id: str) -> bool:
+    """Whether there is such a run, and nobody deleted it."""
     from mlflow.exceptions import MlflowException
 
     try:
-        api.get_run(run_id)
+        return api.get_run(run_id).info.lifecycle_stage == "active"
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return False
         raise
-    return True
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -15,6 +15,7 @@ import torch
 from crystalforge.common.errors import InputError
 from crystalforge.config import Config, from_sections
 from crystalforge.evaluation.metrics import statistics
+from crystalforge.integrations.mlflow import registry as models
 from crystalforge.integrations.mlflow import tracking
 from crystalforge.model.checkpoint import save_model, weights_hash
 from crystalforge.model.config import ModelConfig
@@ -120,7 +121,7 @@ class Registry:
             tags = {"model": model, "reward_digest": reward, "evaluation_run_id": run.run_id}
             (directory / "weights").mkdir()
             (directory / "weights" / "w").write_text(str(number))
-            version, _ = tracking.register_files(
+            version, _ = models.register_files(
                 run, directory / "weights", name="crystalforge-generator", alias="candidate", tags=tags, description=""
             )
         return version
@@ -145,7 +146,7 @@ def test_an_alias_moves_only_when_the_gates_are_passed_and_the_versions_say_why(
     assert tags["gate.discovery"].startswith("failed: sun_rate -10.0 %")
     assert tags["gate.uniqueness"].startswith("passed")
     assert tags["promotion"].startswith("refused for production")
-    assert tracking.version_of(registry.api, "models:/crystalforge-generator@production").version == int(first)
+    assert models.version_of(registry.api, "models:/crystalforge-generator@production").version == int(first)
 
     other_judge = registry.version(metrics(300, 380, 0.1), reward="cd" * 32)
     assert promote(registry.config, GATES)["promoted"] is False
@@ -153,7 +154,7 @@ def test_an_alias_moves_only_when_the_gates_are_passed_and_the_versions_say_why(
 
     best = registry.version(metrics(100, 380, 0.1))
     assert promote(registry.config, GATES)["over"] == first
-    found = tracking.version_of(registry.api, "models:/crystalforge-generator@production")
+    found = models.version_of(registry.api, "models:/crystalforge-generator@production")
     assert str(found.version) == best
     assert found.tags["promotion.over"] == f"version {first}"
 
@@ -166,7 +167,7 @@ def test_unknown_models_are_named(registry: Registry) -> None:
         "models:/a@b@c": "no model",
     }.items():
         with pytest.raises(InputError, match=says):
-            tracking.version_of(registry.api, text)
+            models.version_of(registry.api, text)
     with pytest.raises(InputError, match="not registered"):
         promote(registry.config, GATES, source="nobody")
 
@@ -186,7 +187,7 @@ def test_a_generator_comes_out_of_the_registry_as_it_went_in(registry: Registry,
     digest = weights_hash(load_model(model).model)
     tags = {"model": "tuned", "model_hash": digest, "data_hash": "d" * 64}
     with tracking.StageRun(registry.uri, "test", registry.root, "register", tmp_path / "run") as run:
-        version, uri = tracking.register_generator(
+        version, uri = models.register_generator(
             run, model, name="other", alias="candidate", tags=tags, description="card"
         )
     assert uri == "models:/other@candidate"
