@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from crystalforge.common.errors import InputError
 from crystalforge.common.settings import validated
 from crystalforge.config import Config
-from crystalforge.integrations.dvc import data_version, source_version
+from crystalforge.integrations.dvc import source_version, version_of
 from crystalforge.rl.config import FinetuneConfig
 
 
@@ -43,7 +44,7 @@ def arguments(
         known["variants"] = variants(config, workspace, taus, seeds, algorithms)
     if "data_version" in wanted:
         table = config.predictor.data if config.predictor is not None and "predictor_config" in wanted else None
-        known["data_version"] = source_version(config.data) if table is None else data_version(str(table))
+        known["data_version"] = source_version(config.data) if table is None else version_of(str(table), _there(table))
     return {name: value for name, value in known.items() if name in wanted}
 
 
@@ -52,13 +53,19 @@ def variants(
 ) -> list[dict[str, str]]:
     """Every algorithm and tau with every seed, each in a folder of its own; all with the same steps and batches.
 
-    Raises InputError when an algorithm cannot work with the configuration.
+    Raises InputError when an algorithm cannot work with the configuration, and when something is given twice.
 
     >>> [v["workspace"] for v in variants(Config(), "w", [0.1, 0.3], [0])]
     ['w/tau0.1-seed0', 'w/tau0.3-seed0']
     >>> [v["workspace"] for v in variants(Config(), "w", [0.1], [0], ["ppo", "rloo"])]
     ['w/ppo-tau0.1-seed0', 'w/rloo-tau0.1-seed0']
     """
+    for name, values in (("--tau", taus), ("--seed", seeds), ("--algorithm", algorithms)):
+        twice = [value for position, value in enumerate(values) if value in list(values)[:position]]
+        if twice:
+            raise InputError(
+                f"{twice[0]!r} is given twice", source=name, remedy="give each once: variants share no folder"
+            )
     section = config.model_dump(mode="json", by_alias=True)["finetune"]
     found = []
     for algorithm in algorithms or [config.finetune.algorithm]:
@@ -68,13 +75,26 @@ def variants(
             validated(FinetuneConfig, settings, source=f"sweep over {algorithm}")
             found += [
                 {
-                    "workspace": f"{workspace}/{name}tau{tau:g}-seed{seed}",
+                    "workspace": f"{workspace}/{name}tau{_digits(tau)}-seed{seed}",
                     "seed": _text(seed),
                     "finetune_config": _text(settings),
                 }
                 for seed in (seeds or [config.seed])
             ]
     return found
+
+
+def _there(file: Path) -> list[Path]:
+    return [file] if file.is_file() else []
+
+
+def _digits(value: float) -> str:
+    """As short as tells it from every other number.
+
+    >>> _digits(0.1), _digits(1.0), _digits(0.1234567), _digits(1e-7)
+    ('0.1', '1', '0.1234567', '1e-07')
+    """
+    return repr(float(value)).removesuffix(".0")
 
 
 def _text(value: Any) -> str:

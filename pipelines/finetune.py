@@ -29,7 +29,7 @@ def build(cluster: ClusterConfig | None = None):
         given = locals()
         with steps.exit_handler(cluster, given):
             data = steps.ingest(cluster, given)
-            base = on_cluster(steps.task(components.fetch, given), cluster)
+            base = on_cluster(steps.asked_anew(steps.task(components.fetch, given)), cluster)
             steps.tune_evaluate_register(cluster, given, data, base)
 
     return finetune

@@ -67,7 +67,15 @@ def tune_evaluate_register(
         tuned=tuned.outputs["model"],
         evaluation=judged.outputs["evaluation"],
     )
-    on_cluster(made, cluster)
+    on_cluster(asked_anew(made), cluster)
+
+
+def asked_anew(step: dsl.PipelineTask) -> dsl.PipelineTask:
+    """A step that reads or writes a registry: the engine's cache knows its parameters, not which registry that was.
+
+    The stage itself looks there, and costs nothing when everything is as it was.
+    """
+    return step.set_caching_options(False)
 
 
 def exit_handler(cluster: ClusterConfig | None, given: Given) -> dsl.ExitHandler:

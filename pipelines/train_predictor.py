@@ -22,7 +22,8 @@ def build(cluster: ClusterConfig | None = None):
         """The table that `predictor_config` names lies where every step sees it, as on the workspace volume."""
         given = locals()
         with steps.exit_handler(cluster, given):
-            on_cluster(steps.task(components.train_predictor, given), cluster, role="learner")
+            made = steps.asked_anew(steps.task(components.train_predictor, given))
+            on_cluster(made, cluster, role="learner")
 
     return train_predictor
 

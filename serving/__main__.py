@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import signal
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +22,9 @@ from typing import Any
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import write_json
 from crystalforge.common.settings import override, read_yaml
+from crystalforge.common.system import told
 from crystalforge.integrations.triton.client import ClientConfig
-from crystalforge.rewards import RewardUnavailable, parse
+from crystalforge.rewards import parse
 from serving.guard import reap
 from serving.health import ENDPOINT, RUN_DIR, HealthEndpoint
 from serving.launcher import ServerSecurity, TritonServer, model_name
@@ -77,9 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 while not ended.wait(1.0):
                     if os.getpid() == 1:  # in a container, what a killed guard leaves behind comes to us
                         reap(spare=server.guard_pid)
-    except (InputError, RewardUnavailable) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return told(error)
     return 0
 
 

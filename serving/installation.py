@@ -16,7 +16,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from crystalforge.common.errors import InputError
+from crystalforge.common.errors import InputError, one_of
 
 ENVIRONMENT_VARIABLE = "CRYSTALFORGE_TRITON_VENV"
 OFFICIAL = Path("/opt/tritonserver")  # in the vendor's container image; its stub belongs to the image's own Python
@@ -78,11 +78,12 @@ def find() -> Installation:
     root = roots[-1]
     stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.exists():
-        known = ", ".join(sorted(path.name for path in stub.parent.parent.iterdir()))
+        there = stub.parent.parent
+        known = sorted(path.name for path in there.iterdir()) if there.is_dir() else []
         raise InputError(
             f"the inference server cannot run models under Python {version}",
             source=root,
-            remedy=f"use one of {known}",
+            remedy=one_of("use one of", known, nothing="install the inference server anew"),
         )
     missing = _missing_libraries(stub)
     if missing:

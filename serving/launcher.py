@@ -42,6 +42,7 @@ __all__ = ["ServerSecurity", "Statistics", "TritonServer", "available"]
 
 POLL_S = 0.2
 PROGRESS_S = 5.0
+PLAIN = re.compile(r"[\w./+@%,=-]*", re.ASCII)  # a path that no shell takes for anything else
 BIND_ATTEMPTS = 3  # a port found free may be taken before the server binds it
 
 
@@ -80,6 +81,11 @@ class TritonServer:
         """
         if instances < 1:
             raise InputError(f"instances = {instances}: a server needs at least one", remedy="give 1 or more")
+        if ":" in address:
+            raise InputError("is no IPv4 address", source=f"address {address}", remedy="give 127.0.0.1 or 0.0.0.0")
+        for port in (grpc_port, metrics_port):
+            if port is not None and not 0 < port < 65536:
+                raise InputError(f"port {port} does not exist", remedy="give one from 1 to 65535")
         self.rewards = dict(reward) if isinstance(reward, Mapping) else {model_name(reward): reward}
         base = settings or ModelSettings()
         self.settings = ModelSettings(
@@ -99,6 +105,7 @@ class TritonServer:
         self._watch = threading.Thread(target=self._keep_well, name="watch-triton", daemon=True) if watched else None
         self._closing = ended or threading.Event()
         self._guard: subprocess.Popen[bytes] | None = None
+        self._alias: tempfile.TemporaryDirectory[str] | None = None
         self._log_begins = 0
         self.health = Health(self.lost, hung_s=HANG_S + 2 * startup_s)
 
@@ -115,8 +122,9 @@ class TritonServer:
         if self._watch is not None and self._watch.ident is not None:
             self._watch.join()
         self.stop()
-        if self._own_folder is not None:
-            self._own_folder.cleanup()
+        for folder in (self._own_folder, self._alias):
+            if folder is not None:
+                folder.cleanup()
 
     @property
     def model(self) -> str:
@@ -171,10 +179,11 @@ class TritonServer:
         found = installation.find()
         guard.sweep_shared_memory()
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        repository = self.run_dir / "model_repository"
         for name, reward in self.rewards.items():
-            write_model(repository, name, reward, self.settings)
-        backends = found.make_backend_folder(self.run_dir / "backends")
+            write_model(self.run_dir / "model_repository", name, reward, self.settings)
+        found.make_backend_folder(self.run_dir / "backends")
+        place = self._plain_place()
+        repository, backends = place / "model_repository", place / "backends"
         fixed_ports = self._grpc_port is not None and self._metrics_port is not None
         for attempt in range(BIND_ATTEMPTS):
             self._grpc_port = self._grpc_port or free_port(self.address)
@@ -192,6 +201,21 @@ class TritonServer:
             except BaseException:
                 self.stop()
                 raise
+
+    def _plain_place(self) -> Path:
+        """The run directory, or a link to it where its name would not survive Triton's shell.
+
+        Triton starts its Python workers by a command line that it does not quote, and takes paths for ASCII.
+        """
+        if PLAIN.fullmatch(str(self.run_dir)):
+            return self.run_dir
+        if self._alias is None:
+            temporary = tempfile.gettempdir()
+            self._alias = tempfile.TemporaryDirectory(
+                prefix="crystalforge-", dir=temporary if PLAIN.fullmatch(temporary) else "/tmp"
+            )
+            (Path(self._alias.name) / "run").symlink_to(self.run_dir, target_is_directory=True)
+        return Path(self._alias.name) / "run"
 
     def stop(self) -> None:
         """End the server and all that belongs to it. Does nothing when it is not running."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from crystalforge.common.errors import InputError
+from crystalforge.common.names import checked
+from crystalforge.common.system import told
 from crystalforge.integrations.mlflow.tracking import client, experiment_id, tracking_uri
 from crystalforge.rewards import build as build_reward
 from crystalforge.rewards import parse
@@ -44,6 +45,8 @@ def publish(reward: BaseModel, name: str, *, uri: str, root: Path, alias: str = 
     root: where artifacts go when `uri` is a local database. Returns the version. Raises InputError as
     `crystalforge.rewards.build` does.
     """
+    checked("name", name, source="--name")
+    checked("alias", alias, source="--alias")
     digest = build_reward(parse(reward.model_dump(mode="json"))).version.digest
     api = client(uri)
     with tempfile.TemporaryDirectory() as temporary:
@@ -170,10 +173,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             add("names", nargs="+")
     options = parser.parse_args(arguments)
     root = Path("runs")
-    uri = tracking_uri(options.tracking_uri, root)
     try:
+        uri = tracking_uri(options.tracking_uri, root)
         if options.verb == "publish":
-            for name, reward in rewards_of(read_yaml(options.config)).items():
+            rewards = rewards_of(read_yaml(options.config))
+            if options.name and len(rewards) > 1:
+                raise InputError(
+                    f"{len(rewards)} rewards would be versions of one name",
+                    source="--name",
+                    remedy="leave it out: each is registered by its own",
+                )
+            for name, reward in rewards.items():
                 known = options.name or name
                 print(known, publish(reward, known, uri=uri, root=root, alias=options.alias))
         else:
@@ -182,9 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.out, options.names, uri=uri, alias=options.alias, settings=settings
             ).items():
                 print(name, version)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return told(error)
     return 0
 
 

@@ -15,20 +15,9 @@ __all__ = ["app", "main", "platform", "stages", "tools"]
 
 
 def main() -> None:
-    """Entry point: users' mistakes are one message and exit code 2, never a traceback."""
-    from crystalforge.common.errors import InputError
+    """Entry point: users' mistakes, and what the machine refuses, are one message and exit code 2."""
+    from crystalforge.cli.ending import ending
 
-    try:
+    with ending():
         app()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; what was computed is kept, the same command goes on", file=sys.stderr)
-        sys.exit(130)
-    except RuntimeError as error:
-        # The class stands above the rewards package, which is not imported for commands that do not need it.
-        if type(error).__name__ != "RewardUnavailable":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(0)

@@ -23,7 +23,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         fsync(temporary)
-        temporary.chmod(0o644)  # mkstemp makes it private; results are meant to be read by others
+        share(temporary)
         os.replace(temporary, path)
         fsync(path.parent)
     finally:
@@ -42,10 +42,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for item in temporary.rglob("*"):
+            if not item.is_symlink():
+                share(item)
             if item.is_file():
                 fsync(item)
         fsync(temporary)
-        temporary.chmod(0o755)
+        share(temporary)
         old = path.with_name(f".{path.name}.old")
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -62,6 +64,29 @@ def recover_directory(path: Path) -> None:
     old = path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():
         os.replace(old, path)
+
+
+def share(path: Path) -> None:
+    """Give a file or directory the mode that the user's umask means it to have.
+
+    Temporary files are private, and some writers (safetensors) leave what they write private: of what one step hands
+    over, another user's step could read a part.
+    """
+    mode = path.stat().st_mode & 0o7777
+    wanted = (mode | (0o777 if path.is_dir() else 0o666)) & ~umask()
+    if wanted != mode:
+        path.chmod(wanted)
+
+
+def umask() -> int:
+    """This process's, asked without changing it where the system tells (Linux)."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("Umask:")[2].split()[0], 8)
+    except (OSError, IndexError, ValueError):
+        found = os.umask(0o022)
+        os.umask(found)
+        return found
 
 
 def fsync(path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
 from crystalforge.common.errors import InputError
-from crystalforge.common.files import sha256_json
+from crystalforge.common.files import sha256_file, sha256_json
+from crystalforge.data.sources.open import local_files
 
 if TYPE_CHECKING:
     from crystalforge.data.config import DataConfig
@@ -26,11 +29,9 @@ def data_version(path: str | None) -> str:
     if not path or "://" in path:
         return ""
     target = Path(os.path.abspath(path))
-    places = [*target.parents[:2], *([target] if target.is_dir() else [])]
-    notes = [note for place in places for note in sorted(place.glob("*.dvc")) if note.is_file()]
     found = {
         os.path.relpath(out, target): recorded
-        for note in notes
+        for note in _notes(target)
         for out, recorded in _outs(note)
         if out == target or target in out.parents
     }
@@ -40,8 +41,52 @@ def data_version(path: str | None) -> str:
 
 
 def source_version(data: DataConfig) -> str:
-    """`data_version` of the source of crystals; empty for one without a path, such as the embedded one."""
-    return data_version(getattr(data.source, "path", None))
+    """What tells two states of the source of crystals apart: DVC's hash where the files are what DVC recorded, else a
+    hash of the files that are read. Empty for a source that is not on this machine, and for the embedded one."""
+    return version_of(getattr(data.source, "path", None), local_files(data))
+
+
+def version_of(path: str | None, files: Sequence[Path]) -> str:
+    """`data_version` of `path` where `files`, what is read of it, are still what DVC recorded; else their own hash.
+
+    A folder below a tracked one has no hash of its own, and files change without 'dvc add': an earlier result is only
+    then taken for one of these data when it was.
+    """
+    recorded = data_version(path)
+    if not files or (recorded and path and _as_recorded(Path(os.path.abspath(path)))):
+        return recorded
+    top = os.path.commonpath([file.parent for file in files])
+    return f"sha256-{sha256_json({os.path.relpath(file, top): sha256_file(file) for file in files})[:32]}"
+
+
+def _as_recorded(target: Path) -> bool:
+    """Whether everything that DVC tracks at or in `target` has the content that it recorded."""
+    for note in _notes(target):
+        for out, recorded in _outs(note):
+            if (out == target or target in out.parents) and recorded != _md5(out):
+                return False
+    return True
+
+
+def _md5(path: Path) -> str:
+    """DVC's hash of a file, or of a folder: that of the list of its files' hashes."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "md5").hexdigest()
+    if not path.is_dir():
+        return ""
+    files = [file for file in path.rglob("*") if file.is_file() and file.name not in NEVER_TRACKED]
+    names = sorted(file.relative_to(path).parts for file in files)
+    listed = [{"md5": _md5(path.joinpath(*name)), "relpath": "/".join(name)} for name in names]
+    return hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+NEVER_TRACKED = (".gitignore", ".dvcignore", ".DS_Store")
+
+
+def _notes(target: Path) -> list[Path]:
+    places = [*target.parents[:2], *([target] if target.is_dir() else [])]
+    return [note for place in places for note in sorted(place.glob("*.dvc")) if note.is_file()]
 
 
 def _outs(note: Path) -> Iterator[tuple[Path, str]]:

@@ -9,6 +9,8 @@ import io
 import re
 from typing import TextIO
 
+from crystalforge.common.errors import redacted
+
 ENGINE_LINE = re.compile(r"^\d\d:\d\d:\d\d\.\d+ - (?P<level>[A-Z]+) - (?P<text>.*)$")
 TASK = re.compile(r"Executing task \S*'(?P<name>[\w-]+)'")
 COLORS = re.compile(r"\x1b\[[0-9;]*m")
@@ -36,7 +38,7 @@ class StepOutput(io.TextIOBase):
 
     def write(self, text: str) -> int:
         *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
+        for line in map(redacted, lines):
             self._log.write(line + "\n")
             shown = self._shown(line)
             if shown is not None:

@@ -11,28 +11,27 @@ runs/latest               the newest run
 
 from __future__ import annotations
 
-import builtins
 import fcntl
 import json
-import logging
 import os
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from crystalforge.common.errors import InputError
+from crystalforge.common import yaml12
+from crystalforge.common.environment import environment, one_thread_each
+from crystalforge.common.errors import InputError, without_secrets
 from crystalforge.common.files import atomic_file, write_json
 from crystalforge.integrations.triton.service import URL_VARIABLE, local_server
-from crystalforge.platform.pipeline_output import StepOutput
-from crystalforge.stages.base import ERROR, PIPELINE_VARIABLE
+from crystalforge.platform.engine import execute
+from crystalforge.stages.base import ERROR
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
@@ -47,10 +46,6 @@ def run(config: Config, directory: Path, *, fresh: bool = False) -> Path:
     The newest unfinished run of the same configuration goes on where it stopped, unless `fresh`. Raises InputError
     (or exits with code 2) on a user's mistake; what was computed by then is kept.
     """
-    # One thread for each process: the reward's instances and the learner share the cores, and small matrices are
-    # slower on two threads than on one.
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")
     base = None
     if config.base is not None:
         from crystalforge.platform.fetch import pinned
@@ -59,15 +54,13 @@ def run(config: Config, directory: Path, *, fresh: bool = False) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     place = None if fresh else _unfinished(config, directory)
     if place is None:
-        place = directory / f"{datetime.now():%Y%m%d-%H%M%S}-{config.digest[:6]}"
-        place.mkdir()
-        with atomic_file(place / "config.yaml") as path:
-            path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False))
+        place = _new_place(config, directory)
     else:
         print(f"run {place.name} was interrupted: it goes on", file=sys.stderr)
     _point_latest(directory, place)
     began = time.monotonic()
-    with locked(place):
+    # The reward's instances and the learner share the cores, and small matrices are slower on two threads than on one.
+    with locked(place), one_thread_each():
         (place / ERROR).unlink(missing_ok=True)
         with tracked(config, place), served(config, place):
             from pipelines.arguments import arguments
@@ -95,33 +88,6 @@ def pipeline_named(name: str, cluster: ClusterConfig | None = None) -> Callable[
     return PIPELINES[name](cluster)
 
 
-def execute(pipeline: Callable[..., Any], values: Mapping[str, Any], place: Path) -> None:
-    """Run a pipeline by KFP's local runner in `place`; a step's own error message becomes ours."""
-    from kfp import local
-
-    began, plain = time.time(), builtins.print
-    warnings.filterwarnings("ignore", module="kfp")
-    logging.getLogger("kfp").setLevel(logging.WARNING)
-    os.environ[PIPELINE_VARIABLE] = str(os.getpid())
-    local.init(
-        local.SubprocessRunner(use_venv=False),
-        pipeline_root=str(place / "pipeline"),
-        raise_on_error=True,
-        enable_caching=True,
-    )
-    try:
-        with (place / "pipeline.log").open("a") as log, redirect_stdout(StepOutput(sys.stdout, log)):
-            pipeline(**values)
-    except RuntimeError:
-        # Variants of a sweep have folders of their own below ours; notes of earlier attempts tell nothing.
-        for note in sorted(place.rglob(ERROR)):
-            if note.stat().st_mtime >= began:
-                raise InputError(json.loads(note.read_text())["error"]) from None
-        raise
-    finally:
-        builtins.print = plain  # the engine indents what its steps print, and after parallel ones forgets to stop
-
-
 @contextmanager
 def tracked(config: Config, place: Path) -> Iterator[str | None]:
     """Open the pipeline's tracked run; its id reaches the stages as the workflow engine would hand it over."""
@@ -129,6 +95,7 @@ def tracked(config: Config, place: Path) -> Iterator[str | None]:
         yield None
         return
     from crystalforge.integrations.mlflow import tracking
+    from crystalforge.integrations.mlflow.recording import Recorder
 
     root = Path(config.tracking.directory)
     uri = tracking.tracking_uri(config.tracking.uri, root)
@@ -137,20 +104,20 @@ def tracked(config: Config, place: Path) -> Iterator[str | None]:
     known = note.read_text().strip() if note.exists() else None
     parent = tracking.open_parent(api, config.tracking.experiment, root, place.name, known)
     note.write_text(parent + "\n")
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    os.environ[tracking.PARENT_VARIABLE] = parent
+    recorder = Recorder("the run", uri)
+    status = tracking.final_status(None)
     try:
-        yield parent
-    except BaseException:
-        api.set_terminated(parent, status="FAILED")
+        with environment({"MLFLOW_TRACKING_URI": uri, tracking.PARENT_VARIABLE: parent}):
+            yield parent
+        for file in (place / SUMMARY, place / "config.yaml", place / "evaluate" / "report.html"):
+            if file.exists():
+                recorder.send(f"file {file.name}", partial(api.log_artifact, parent, str(file)), files=True)
+    except BaseException as error:
+        status = tracking.final_status(type(error))
         raise
-    for name in (SUMMARY, "config.yaml"):
-        if (place / name).exists():
-            api.log_artifact(parent, str(place / name))
-    report = place / "evaluate" / "report.html"
-    if report.exists():
-        api.log_artifact(parent, str(report))
-    api.set_terminated(parent, status="FINISHED")
+    finally:
+        recorder.send("how it ended", lambda: api.set_terminated(parent, status=status))
+        recorder.close(place)
 
 
 @contextmanager
@@ -162,12 +129,10 @@ def served(config: Config, place: Path) -> Iterator[None]:
     if not wanted or not available()[0]:
         yield
         return
-    with local_server(config, place / "service") as server:
-        os.environ[URL_VARIABLE] = server.grpc_url
+    with local_server(config, place / "service") as server, environment({URL_VARIABLE: server.grpc_url}):
         try:
             yield
         finally:
-            del os.environ[URL_VARIABLE]
             write_json(place / "service.json", asdict(server.statistics()))
 
 
@@ -199,15 +164,36 @@ def _unfinished(config: Config, directory: Path) -> Path | None:
     ):
         asked = place / "config.yaml"
         if asked.exists() and not (place / SUMMARY).exists():
-            same = yaml.safe_load(asked.read_text()) == config.model_dump(mode="json", by_alias=True)
-            return place if same else None
+            return place if asked.read_text() == _asked(config) else None
         if asked.exists():
             return None
     return None
 
 
+def _new_place(config: Config, directory: Path) -> Path:
+    """A folder that nobody has: runs that begin in the same second are counted."""
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.digest[:6]}"
+    for place in (directory / (name if number == 1 else f"{name}-{number}") for number in count(1)):
+        try:
+            place.mkdir()
+        except FileExistsError:
+            continue
+        with atomic_file(place / "config.yaml") as path:
+            path.write_text(_asked(config), encoding="utf-8")
+        return place
+    raise AssertionError("numbers do not end")
+
+
+def _asked(config: Config) -> str:
+    """The configuration as a run keeps it: whole, without secrets, with the version of the data behind their path."""
+    from crystalforge.integrations.dvc import source_version
+
+    said = f"# data: {version}\n" if (version := source_version(config.data)) else ""
+    return said + yaml12.dump(without_secrets(config.model_dump(mode="json", by_alias=True)))
+
+
 def _point_latest(directory: Path, place: Path) -> None:
-    link = directory / ".latest"
+    link = directory / f".latest.{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(place.name)
     os.replace(link, directory / "latest")

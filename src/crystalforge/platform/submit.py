@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import sys
 import tempfile
@@ -11,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from crystalforge.common.errors import InputError
+from crystalforge.common.errors import InputError, redacted
 from crystalforge.common.files import atomic_file, sha256_json
 from crystalforge.common.settings import read_yaml, validated
 from crystalforge.platform.run import execute, locked, pipeline_named, served, tracked
@@ -50,6 +52,7 @@ def submit(
     """
     if sum(way is not None for way in (endpoint, output, local)) != 1:
         raise InputError("where to?", remedy="give one of --local, --output FILE, --endpoint URL")
+    secret = _token(token) if token is not None else None
     if base_model is not None:
         from crystalforge.platform.fetch import pinned
 
@@ -82,7 +85,7 @@ def submit(
             experiment=config.tracking.experiment,
             namespace=settings.namespace,
             service_account=settings.service_account,
-            token=token.read_text().strip() if token is not None else None,
+            token=secret,
         )
     return {"pipeline": name, "run_id": run_id, "run": f"{endpoint.rstrip('/')}/#/runs/details/{run_id}"} | {
         "workspace": workspace
@@ -130,26 +133,59 @@ def send(
 
 
 def _must_answer(endpoint: str, token: str | None) -> None:
-    """One short question first: the engine's client asks for minutes, and then tells of sockets."""
+    """One short question first: the engine's client asks for minutes, and then tells of sockets.
+
+    A token goes to this address alone: redirections are not followed, they lead to a page for people to log in.
+    """
     remedy = "check the address; from outside the cluster: kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80"
     if not endpoint.startswith(("http://", "https://")):
         raise InputError("is no http(s) address", source=endpoint, remedy="write http://host:port")
-    request = urllib.request.Request(endpoint.rstrip("/") + HEALTH)
-    if token is not None:
-        request.add_header("Authorization", f"Bearer {token}")
+    if redacted(endpoint) != endpoint:
+        raise InputError("has a password or a token in it", source=endpoint, remedy="give a token by --token-file")
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
+        request = urllib.request.Request(endpoint.rstrip("/") + HEALTH)
+        if token is not None:
+            request.add_header("Authorization", f"Bearer {token}")
+        with urllib.request.build_opener(_Stay).open(request, timeout=ANSWER_S) as response:
             json.loads(response.read())
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             remedy = "give --token-file with a token that this API accepts"
+        if 300 <= error.code < 400:
+            there = urlsplit(error.headers.get("Location", ""))
+            raise InputError(
+                f"sends us on to {there.scheme}://{there.hostname or ''}{there.path}",
+                source=endpoint,
+                remedy="give the address of the API itself, and --token-file where one has to log in",
+            ) from None
         raise InputError(f"answers {error.code} to {HEALTH}", source=endpoint, remedy=remedy) from None
+    except ValueError as error:  # also an address that is none: a port of letters
+        what = "is no Kubeflow Pipelines API" if isinstance(error, json.JSONDecodeError | UnicodeError) else str(error)
+        raise InputError(what, source=endpoint, remedy=remedy) from None
     except (urllib.error.URLError, OSError) as error:
         raise InputError(
             f"cannot be reached: {getattr(error, 'reason', error)}", source=endpoint, remedy=remedy
         ) from None
-    except ValueError:
-        raise InputError("is no Kubeflow Pipelines API", source=endpoint, remedy=remedy) from None
+    except http.client.InvalidURL as error:
+        raise InputError(f"is no address: {error}", source=endpoint, remedy=remedy) from None
+    except http.client.HTTPException as error:
+        raise InputError(f"does not speak HTTP ({type(error).__name__})", source=endpoint, remedy=remedy) from None
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *arguments: Any, **more: Any) -> None:
+        return None
+
+
+def _token(path: Path) -> str:
+    try:
+        found = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        said = getattr(error, "strerror", None) or "it is no text"
+        raise InputError(f"cannot be read ({said})", source=path, remedy="correct --token-file") from None
+    if not found or len(found.split()) > 1:
+        raise InputError("holds no token" if not found else "holds more than a token", source=path, remedy="one line")
+    return found
 
 
 def _run_here(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from crystalforge.common.errors import InputError, missing_extra
+from crystalforge.common.errors import InputError, missing_extra, one_of
 from crystalforge.crystal import Crystal
 from crystalforge.potentials.base import BatchedPotential, Prediction, Scale
 from crystalforge.potentials.bridge import to_atoms, voigt_to_full
@@ -40,7 +40,10 @@ class OrbPotential(BatchedPotential):
         make = getattr(pretrained, config.model, None)
         if make is None or not config.model.startswith("orb_"):
             known = sorted(name for name in dir(pretrained) if name.startswith(("orb_v2", "orb_v3")))
-            raise InputError(f"{config.model!r} is no Orb model", remedy=f"choose one of {', '.join(known)}")
+            raise InputError(
+                f"{config.model!r} is no Orb model",
+                remedy=one_of("choose one of", known, nothing="install a release of orb-models that has some"),
+            )
         if config.path is not None and not config.path.is_file():
             raise InputError("no such file", source=config.path, remedy="download the checkpoint of this model first")
         given: dict[str, Any] = {"device": config.device, "compile": False}

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64, Int32
 
+from crystalforge.common.errors import redacted
 from crystalforge.crystal import Crystal
 
 
@@ -123,3 +124,6 @@ class Reward(Protocol):
 
 class RewardUnavailable(RuntimeError):
     """The service did not answer, or not the right one; nothing was scored. Names the server and the remedy."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(redacted(text))

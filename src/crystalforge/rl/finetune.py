@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
+from crystalforge.common import termination
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import atomic_file, write_json
 from crystalforge.common.progress import Progress
@@ -132,7 +133,8 @@ def finetune(
     run = _Run(config, out, seed, engine, frozen, reward, held_out, source, is_known, relaxer, state)
     metrics = ranks.by_first(lambda: _cut_metrics(out / "metrics.jsonl", state.step))
     stopped: str | None = None
-    with Progress("finetune", config.steps, unit="step", start=state.step, quiet=not ranks.leads) as progress:
+    progress = Progress("finetune", config.steps, unit="step", start=state.step, quiet=not ranks.leads)
+    with progress, termination.whole_steps():
         while state.step < config.steps:
             stopped = run.exhausted()
             if stopped:
@@ -155,6 +157,9 @@ def finetune(
             if state.step % config.checkpoint_every == 0:
                 run.save()
             progress.update(note=f"reward {metrics['reward/mean']:.3f}  KL {metrics['kl/base']:.2f}")
+            if ranks.any(termination.asked()):
+                run.save()
+                raise termination.Terminated
     return run.finish(identity, stopped, metrics)
 
 

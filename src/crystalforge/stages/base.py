@@ -9,6 +9,7 @@ Where many processes make up one stage (torchrun), the first one records and the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -22,8 +23,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from crystalforge.common.errors import InputError
+from crystalforge.common import termination
+from crystalforge.common.errors import InputError, without_secrets
 from crystalforge.common.files import atomic_file, sha256_json, write_json
+from crystalforge.common.system import of_the_system
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
@@ -66,6 +69,7 @@ class Stage:
     sections: tuple[str, ...]
     inputs: Mapping[str, Path] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)  # what decides the outputs besides sections and inputs
+    registers: bool = False  # it is done only where the registry of now has what it registered
 
     def __post_init__(self) -> None:
         self._parents = {name: read_record(path, f"the input {name!r}") for name, path in self.inputs.items()}
@@ -84,6 +88,7 @@ class Stage:
             self.lineage |= record.get("lineage", {})
         self.records = leads()
         self.run: StageRun | None = None
+        self._asked: dict[str, bool] = {}
         self._began = time.monotonic()
 
     def __enter__(self) -> Stage:
@@ -118,9 +123,32 @@ class Stage:
     @property
     def finished(self) -> dict[str, Any] | None:
         """The record of an earlier, equal execution in this directory, or None."""
-        path = self.out / RECORD
-        record = json.loads(path.read_text()) if path.exists() else None
-        return record if record is not None and record["key"] == self.key else None
+        record = self.before
+        return record if record is not None and self._registered(record) else None
+
+    @property
+    def before(self) -> dict[str, Any] | None:
+        """`finished`, or the record of an equal execution whose outputs are whole, but registered elsewhere."""
+        record = _read(self.out / RECORD)
+        return record if record is not None and record.get("key") == self.key else None
+
+    def _registered(self, record: Mapping[str, Any]) -> bool:
+        """Whether what the stage registered is in the registry that it would register in now."""
+        if not (self.registers and self.records and self.config.tracking.enabled):
+            return True
+        if record["key"] in self._asked:  # once is enough: the registry may be far away
+            return self._asked[record["key"]]
+        from crystalforge.integrations.mlflow import registry, tracking
+
+        found = record["metrics"]
+        uri = tracking.tracking_uri(self.config.tracking.uri, Path(self.config.tracking.directory))
+        known = "version" in found and registry.still_registered(
+            uri, found["name"], str(found["version"]), record["content"]
+        )
+        if not known:
+            print(f"{self.name}: not in the registry of now, registered again", file=sys.stderr)
+        self._asked[record["key"]] = known
+        return known
 
     def finish(self, content: str, metrics: Mapping[str, Any], lineage: Mapping[str, str] | None = None) -> None:
         """Declare the outputs complete: `content` is their hash, `metrics` what is worth knowing of them, `lineage`
@@ -130,21 +158,21 @@ class Stage:
             "stage": self.name,
             "key": self.key,
             "content": content,
-            "config": self.config.sections(self.sections),
+            "config": without_secrets(self.config.sections(self.sections)),
             "inputs": {name: record["content"] for name, record in self._parents.items()},
-            "lineage": self.lineage,
-            "metrics": dict(metrics),
+            "lineage": without_secrets(self.lineage),
+            "metrics": without_secrets(dict(metrics)),
             "seconds": round(time.monotonic() - self._began, 1),
             "mlflow_run_id": self.run.run_id if self.run is not None else None,
         }
         if not self.records:
             return
+        write_json(self.out / RECORD, self.outcome)  # first: a tracking server that is away must not cost it
         if self.run is not None:
             numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
             self.run.metrics(0, numbers)
             self.run.tags({"content": content, "key": self.key})
             self.run.tags({f"lineage.{name}": value for name, value in self.lineage.items()})
-        write_json(self.out / RECORD, self.outcome)
 
     def on_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """The hook that loops call at each step; feeds the tracking server when there is one."""
@@ -173,6 +201,15 @@ class Stage:
         parents = {f"input.{name}": record["content"] for name, record in self._parents.items()}
         run.tags(parents | {"stage": self.name, "directory": str(self.out)})
         return run
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A stage's record; None where there is none, or none that can be read."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def leads() -> bool:
@@ -208,7 +245,8 @@ def read_record(directory: Path, what: str) -> dict[str, Any]:
 
 @contextmanager
 def reporting(workspace: Path) -> Iterator[None]:
-    """Turn a user's mistake, or a service that is away, into one message, a note in `workspace` and exit code 2.
+    """Turn a user's mistake, a service that is away, or what the system refuses, into one message, a note in
+    `workspace` and exit code 2; SIGTERM into exit code 143.
 
     Pipeline engines report a failed step as "failed"; the note is how whoever started the pipeline learns why.
     """
@@ -216,10 +254,17 @@ def reporting(workspace: Path) -> Iterator[None]:
 
     try:
         yield
-    except (InputError, RewardUnavailable) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        workspace.mkdir(parents=True, exist_ok=True)
-        write_json(workspace / ERROR, {"error": str(error)})
+    except termination.Terminated:
+        print("terminated; what was computed is kept", file=sys.stderr, flush=True)
+        raise SystemExit(termination.EXIT_CODE) from None
+    except Exception as error:
+        said = str(error) if isinstance(error, (InputError, RewardUnavailable)) else of_the_system(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # the disk may be what is wrong
+            workspace.mkdir(parents=True, exist_ok=True)
+            write_json(workspace / ERROR, {"error": said})
         raise SystemExit(2) from None
 
 

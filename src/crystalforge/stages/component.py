@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from crystalforge.common import termination
 from crystalforge.common.errors import InputError
 from crystalforge.stages.base import PIPELINE_VARIABLE, end_with, find_stage, read_record, reporting
 
@@ -23,7 +24,7 @@ def step(workspace: Path) -> Iterator[None]:
     pipeline = os.environ.get(PIPELINE_VARIABLE)
     if pipeline:
         end_with(int(pipeline))
-    with reporting(workspace):
+    with termination.handled(), reporting(workspace):
         yield
 
 

@@ -15,11 +15,11 @@ def ingest(config: Config, out: Path, data_version: str | None = None) -> dict[s
     """Read `config.data`'s source, tokenise, split and store under `out/store`; unusable records go to
     `out/rejects.jsonl`. Returns the stage's record.
 
-    data_version: what tells two states of the source behind one path apart, such as DVC's hash; none: the hash in the
-    `.dvc` file beside the path, where there is one. Another version is read anew, and what changed in it alone is
-    tokenised. Raises InputError when nothing usable is left.
+    data_version: what tells two states of the source behind one path apart, such as DVC's hash; none, or empty: that
+    of the files on this machine (`integrations.dvc.source_version`). Another version is read anew, and what changed in
+    it alone is tokenised. Raises InputError when nothing usable is left.
     """
-    if data_version is None:
+    if not data_version:  # empty from a pipeline that was submitted where the data are not
         from crystalforge.integrations.dvc import source_version
 
         data_version = source_version(config.data)

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from crystalforge.common import yaml12
 from crystalforge.common.files import atomic_directory, atomic_file, sha256_json
 from crystalforge.common.settings import validated
 from crystalforge.stages.base import read_record
@@ -43,7 +42,7 @@ def launch(
     arguments += ["--out", str(out)]
     values = config.model_dump(mode="json", by_alias=True)
     with atomic_file(workspace / f"{stage}.yaml") as path:
-        path.write_text(yaml.safe_dump(values, sort_keys=True))
+        path.write_text(yaml12.dump(values, sort_keys=True), encoding="utf-8")
     key = sha256_json({"config": values, "inputs": contents, "out": str(out)})
     TrainJobs(settings).run(job_name(stage, key), arguments)
     return read_record(out, stage)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, UInt64
 
-from crystalforge.common.errors import InputError
+from crystalforge.common.errors import InputError, one_of
 
 CONFIG, FINGERPRINTS = "config.json", "fingerprints.npy"
 
@@ -77,6 +77,6 @@ def _there(path: Path) -> Path:
         raise InputError(
             "there is no such directory, and no model of this name ships",
             source=path,
-            remedy=f"give the path of a model, or one of: {', '.join(shipped())}",
+            remedy=one_of("give the path of a model, or one of", shipped(), nothing="give the path of a model"),
         )
     return path

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float64
 from pydantic import BaseModel, ConfigDict, Field
 
-from crystalforge.common.errors import InputError
+from crystalforge.common.errors import InputError, one_of
 from crystalforge.common.files import atomic_file, sha256_json
 from crystalforge.common.progress import Progress
 
@@ -88,7 +88,10 @@ def export_training_set(
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise InputError(f"judges: {', '.join(names) or 'none'}", remedy="name at least two, each once")
     if settings.teacher is not None and settings.teacher not in names:
-        raise InputError(f"teacher {settings.teacher!r} is none of the judges {', '.join(names)}")
+        raise InputError(
+            f"the teacher {settings.teacher!r} is no judge",
+            remedy=one_of("give one of", names, nothing="name judges by --predictor or --column"),
+        )
     rows = read_table(table)
     candidates, crystals, moved = _candidates(rows, table, settings, columns, use_relaxed=relax is None)
     models = {name: MatGLProperty(path) for name, path in predictors.items()}
@@ -176,7 +179,9 @@ def _candidates(
     wanted = [*columns, *settings.at_least, *([energy] if settings.max_e_above_hull is not None else [])]
     if missing := [name for name in wanted if name not in rows.column_names]:
         raise InputError(
-            f"has no column {', '.join(missing)}", source=source, remedy=f"it has {', '.join(rows.column_names)}"
+            f"has no column {', '.join(missing)}",
+            source=source,
+            remedy=one_of("it has", rows.column_names, nothing="it has no columns at all: give an evaluation's table"),
         )
     moved = use_relaxed and "relaxed_lattice" in rows.column_names
     prefix = "relaxed_" if moved else ""

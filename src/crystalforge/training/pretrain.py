@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
+from crystalforge.common import termination
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import sha256_json
 from crystalforge.common.progress import Progress
@@ -148,7 +149,7 @@ class Run:
         self._began = time.monotonic() - self.cursor.seconds
         self._saved = self.cursor.seconds
         window = Window()
-        with self._progress(total) as progress:
+        with self._progress(total) as progress, termination.whole_steps():
             while not self._finished(total):
                 for rows in self._epoch():
                     window.add(train_step(self.engine, self.store, rows, self.config, self.seed), len(rows))
@@ -163,6 +164,9 @@ class Run:
                         self._validate()
                         end = self._finished(total)
                     self._save_if_due()
+                    if self.ranks.any(termination.asked()):
+                        self._save()
+                        raise termination.Terminated
                     if end:
                         break
                 else:

@@ -61,6 +61,12 @@ class Ranks:
         """The first rank's number: what clocks say must be one thing everywhere."""
         return float(self.sum(torch.tensor([value if self.leads else 0.0], dtype=torch.float64)))
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank: they end together, or some would wait for the others."""
+        if self.world_size == 1:
+            return flag
+        return bool(self.sum(torch.tensor([float(flag)], dtype=torch.float64)) > 0)
+
     def share(self, value: T) -> T:
         """The first rank's value (anything that can be pickled); what other ranks give is not looked at."""
         if self.world_size == 1:

@@ -55,6 +55,20 @@ def open_source(config: DataConfig, downloads: Path) -> Source:
                     ) from error
 
 
+def local_files(config: DataConfig) -> list[Path]:
+    """The files of this machine that the source reads, in order; none for the embedded source, for a URL, and for a
+    path that is not there."""
+    source = config.source
+    if isinstance(source, PrototypesSource) or is_url(source.path):
+        return []
+    path = Path(source.path).expanduser()
+    if path.is_file():
+        return [path]
+    if isinstance(source, CifDirSource):
+        return sorted(file for file in path.glob(source.pattern) if file.is_file())
+    return [file for split in SPLITS for end in (".csv", ".lmdb") if (file := path / f"{split}{end}").is_file()]
+
+
 class NoSplits(InputError):
     """None of the files of the layout is there."""
 

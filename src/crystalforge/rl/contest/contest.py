@@ -146,7 +146,7 @@ def learners(config: ContestConfig, tuning: FinetuneConfig) -> list[tuple[str, F
             mine = {"algorithm": algorithm, "tau": tau} | config.settings.get(algorithm, {})
             values = tuning.model_dump() | mine | {"max_scored": config.scored}
             values["steps"] = config.scored // values["batch_size"]
-            label = algorithm if tau == tuning.tau else f"{algorithm}-tau{tau:g}"
+            label = algorithm if tau == tuning.tau else f"{algorithm}-tau{tau!r}"
             found.append((label, FinetuneConfig.model_validate(values)))
     return found
 
