@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 class WithRecipes(build_py):
-    """Puts recipes/*.yaml into crystalforge/recipes, and params.yaml there as quickstart.yaml."""
+    """Puts the recipes into crystalforge/recipes, and params.yaml there as quickstart.yaml."""
 
     def run(self) -> None:
         super().run()
@@ -20,8 +20,11 @@ class WithRecipes(build_py):
             return  # the checkout's own are found
         target = Path(self.build_lib) / "crystalforge" / "recipes"
         target.mkdir(parents=True, exist_ok=True)
-        for file in (*ROOT.glob("recipes/*.yaml"), ROOT / "params.yaml"):
-            shutil.copyfile(file, target / ("quickstart.yaml" if file.name == "params.yaml" else file.name))
+        for file in ROOT.glob("recipes/**/*.yaml"):
+            copy = target / file.relative_to(ROOT / "recipes")
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
+        shutil.copyfile(ROOT / "params.yaml", target / "quickstart.yaml")
 
 
 setup(cmdclass={"build_py": WithRecipes})

@@ -17,9 +17,13 @@ CHECKOUT = PACKAGE.parents[1]
 def recipes() -> dict[str, Path]:
     """The recipes that can be had here, by name: those of the working directory before those that came along.
 
-    `quickstart` is the project's own params.yaml.
+    `quickstart` is the project's own params.yaml; those in a folder have its name before theirs, as `published/sft`.
     """
-    found = {file.stem: file for place in (INSTALLED, CHECKOUT / "recipes", Path("recipes")) for file in _yaml(place)}
+    found = {
+        file.relative_to(place).with_suffix("").as_posix(): file
+        for place in (INSTALLED, CHECKOUT / "recipes", Path("recipes"))
+        for file in sorted(place.rglob("*.yaml"))
+    }
     if (CHECKOUT / "params.yaml").is_file() and (CHECKOUT / "recipes").is_dir():
         found.setdefault(QUICKSTART, CHECKOUT / "params.yaml")
     return dict(sorted(found.items()))
@@ -36,7 +40,3 @@ def find_recipe(name: str) -> Path:
             ),
         )
     return known[name]
-
-
-def _yaml(place: Path) -> list[Path]:
-    return sorted(place.glob("*.yaml"))
