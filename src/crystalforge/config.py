@@ -22,6 +22,7 @@ from crystalforge.potentials.predictor.config import PredictorConfig
 from crystalforge.rewards.config import EHullReward, RewardConfig
 from crystalforge.rl.config import FinetuneConfig
 from crystalforge.rl.contest.config import ContestConfig
+from crystalforge.screening.config import ScreenConfig
 from crystalforge.training.config import PretrainConfig
 
 
@@ -118,6 +119,7 @@ class Config(BaseModel):
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
     contest: ContestConfig = Field(default_factory=ContestConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    screen: ScreenConfig = Field(default_factory=ScreenConfig)
     register_: RegisterConfig = Field(default_factory=RegisterConfig, alias="register")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     predictor: PredictorConfig | None = Field(default=None, description="what train-predictor learns, and from what")

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 
 # In the order of the panels that `--help` shows.
-from crystalforge.cli import stages, tools, platform  # isort: skip
+from crystalforge.cli import stages, screen, tools, platform  # isort: skip
 from crystalforge.cli.common import app
 
-__all__ = ["app", "main", "platform", "stages", "tools"]
+__all__ = ["app", "main", "platform", "screen", "stages", "tools"]
 
 
 def main() -> None:

@@ -81,15 +81,20 @@ def show(value: Any) -> None:
 
 def run_stage(name: str, config: Path | None, set_: list[str] | None, replace: bool, out: Path, **inputs: Any) -> None:
     """Run one stage and print its record; `replace` drops outputs of another configuration first."""
-    import shutil
-
-    from crystalforge.stages.base import StaleOutputs, find_stage, leads
     from crystalforge.stages.models import find_base
 
     if inputs.get("base") is not None:
         inputs["base"] = find_base(inputs["base"])
+    run_configured(name, load_config(config, set_), replace, out, **inputs)
+
+
+def run_configured(name: str, resolved: Config, replace: bool, out: Path, **inputs: Any) -> None:
+    """`run_stage` with a configuration that is there already."""
+    import shutil
+
+    from crystalforge.stages.base import StaleOutputs, find_stage, leads
+
     function = find_stage(name)
-    resolved = load_config(config, set_)
     try:
         record = function(resolved, **inputs, out=out)
     except StaleOutputs:

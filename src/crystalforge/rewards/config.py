@@ -90,7 +90,11 @@ class EHullReward(_Reward):
 
     kind: Literal["ehull"] = "ehull"
     potential: PotentialConfig = Field(default_factory=CHGNetConfig, description="what predicts the energy")
-    hull: str = Field(default="embedded", description="hull store, file of entries, or `embedded`")
+    hull: str = Field(
+        default="embedded",
+        description="hull store, file of entries, `embedded`, or `own`: the embedded phases with the potential's own "
+        "energies",
+    )
     hull_scale: Literal["mp2020", "pbe", "r2scan", "formation"] | None = Field(
         default=None, description="what the hull's energies are measured against; None: from the file"
     )

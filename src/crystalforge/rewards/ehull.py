@@ -26,7 +26,7 @@ class EHullJudge:
     component_names = ("e_above_hull", "energy_per_atom", "hull_energy")
 
     def __init__(self, config: EHullReward, potential: Potential, hull: HullStore) -> None:
-        self._config, self._potential, self._hull = config, potential, hull
+        self._config, self.potential, self._hull = config, potential, hull
         self.elements: frozenset[int] | None = potential.elements
         self.digests = {"potential": potential.digest, "hull": hull.digest}
         self._correct = _needs_correction(config, potential, hull)
@@ -42,7 +42,7 @@ class EHullJudge:
             from crystalforge.potentials.relax import relax
 
             relaxed = relax(
-                self._potential,
+                self.potential,
                 crystals,
                 fmax=config.relax.fmax,
                 steps=config.relax.steps,
@@ -50,7 +50,7 @@ class EHullJudge:
             )
             crystals, total, problems = relaxed.crystals, relaxed.energy, relaxed.problems
         else:
-            prediction = self._potential.predict(crystals)
+            prediction = self.potential.predict(crystals)
             total, problems = prediction.energy, prediction.problems
         status = failed_status(problems, total)
         energy = total / np.array([len(crystal) for crystal in crystals])

@@ -70,13 +70,19 @@ class _Builder:
         match config:
             case EHullReward():
                 from crystalforge.rewards.ehull import EHullJudge
+                from crystalforge.rewards.own_hull import own_hull
                 from crystalforge.thermo import HullStore
 
-                hull = self._once(
-                    f"hull|{config.hull}|{config.hull_scale}",
-                    lambda: HullStore.open(config.hull, scale=config.hull_scale),
-                )
-                return EHullJudge(config, self._potential(config.potential), hull)
+                potential = self._potential(config.potential)
+
+                def open_hull() -> HullStore:
+                    if config.hull == "own":
+                        return own_hull(potential)
+                    return HullStore.open(config.hull, scale=config.hull_scale)
+
+                own = config.potential.model_dump_json() if config.hull == "own" else ""
+                hull = self._once(f"hull|{config.hull}|{config.hull_scale}|{own}", open_hull)
+                return EHullJudge(config, potential, hull)
             case PropertyReward():
                 from crystalforge.rewards.properties import PropertyJudge
 

@@ -37,7 +37,8 @@ RECORD = "stage.json"
 KEY = ".key"  # written first: whose outputs a directory holds, finished or not
 ERROR = "error.json"
 # Settings that say by which means a section's work is done, not what comes of it: they may change when it goes on.
-MEANS = {"pretrain": {"engine", "accumulation"}, "finetune": {"engine"}}
+MEANS = {"pretrain": {"engine", "accumulation"}, "finetune": {"engine"},
+         "screen": {"top", "budget", "processes", "confirm"}}  # fmt: skip
 # Every stage is a function named like its module, in stages/ unless it stands above them.
 ELSEWHERE = {"fetch": "platform", "compare": "studies", "contest": "studies"}
 PIPELINE_VARIABLE = "CRYSTALFORGE_PIPELINE_PID"  # a local pipeline's steps end with the process that runs it

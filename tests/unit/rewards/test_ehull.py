@@ -51,7 +51,7 @@ def test_hostile_structures_never_crash(ehull, hostile):
     counts = scores.counts()
     assert set(counts) >= {"not_built", "bad_cell", "too_close", "too_large", "unknown_element"}
     # Cells with an atom on its own are sound, but CHGNet has no energy for them.
-    problems = ehull.judge._potential.predict([hostile[row] for row in np.flatnonzero(scores.status == 9)]).problems
+    problems = ehull.judge.potential.predict([hostile[row] for row in np.flatnonzero(scores.status == 9)]).problems
     assert set(problems) <= {"an atom has no neighbour within 6 Å"}
     floored = scores.status != Status.OK
     assert (scores.values[floored] == -2.0).all()

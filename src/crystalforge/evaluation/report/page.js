@@ -71,7 +71,7 @@
       ...(c.rmsd === null ? [] : [["Moved by relaxing", `${number(c.rmsd, 2)} Å`]]),
       ...(c.gap === null ? [] : [["Band gap", `${number(c.gap, 2)} eV`]]),
       ...(c.constant === null ? [] : [["Dielectric constant", number(c.constant, 1)]]),
-      ["Reward", number(c.reward)], ["Log-probability", `${number(c.logProb, 1)} nats`],
+      ...(c.reward === null ? [] : [["Reward", number(c.reward)]]), ["Log-probability", `${number(c.logProb, 1)} nats`],
       ["Atoms scored", String(c.atoms)], ["Sample", c.id]];
     document.getElementById("viewer-body").replaceChildren(make("div", { class: "detail" }, canvas, make("div", {},
       make("h2", { id: "viewer-title" }, ...subscripted(c.formula)),
@@ -113,16 +113,17 @@
     { name: "E_hull", title: hull, key: c => c.energy, show: c => [number(c.energy)], numeric: true },
     ...(candidates.some(c => c.heldOut !== null)
       ? [{ name: "Held-out", key: c => c.heldOut, show: c => [number(c.heldOut)], numeric: true }] : []),
+    ...(data.judges || []).map((name, k) => ({ name, key: c => c.opinions[k], show: c => [number(c.opinions[k])], numeric: true })),
     ...[["Relaxed", "relaxed", 3], ["Gap (eV)", "gap", 2], ["ε", "constant", 1]]
       .filter(([, key]) => candidates.some(c => c[key] !== null))
       .map(([name, key, digits]) => ({ name, key: c => c[key], show: c => [number(c[key], digits)], numeric: true })),
-    { name: "Reward", key: c => c.reward, show: c => [number(c.reward)], numeric: true },
+    ...(candidates.some(c => c.reward !== null) ? [{ name: "Reward", key: c => c.reward, show: c => [number(c.reward)], numeric: true }] : []),
     ...(wide ? [] : [{ name: "Atoms", key: c => c.atoms, show: c => [String(c.atoms)], numeric: true }]),
     { name: "Verdict", key: c => -(8 * c.sun + 4 * c.stable + 2 * c.novel + c.valid), show: c => spaced(badges(c)) },
     ...(candidates.some(c => c.flags.length) ? [{ name: "Flags", key: c => c.flags.filter(f => f.level === "red").length * 100 + c.flags.filter(f => f.level === "warning").length,
       show: c => grave(c).length ? spaced(grave(c)) : ["none"] }] : []),
     { name: "Nearest known", key: c => c.nearest ? c.nearest.formula : "", show: c => [...nearest(c), make("small", {}, ` ${c.nearest ? c.nearest.text : ""}`)] },
-    ...(wide ? [] : [{ name: "Model", key: c => c.label, show: c => [c.label] }]),
+    ...(wide || data.judges ? [] : [{ name: "Model", key: c => c.label, show: c => [c.label] }]),
   ];
   document.getElementById("candidates").classList.toggle("dense", wide);
   const table = document.getElementById("candidates"), body = table.querySelector("tbody");

@@ -22,7 +22,8 @@ from crystalforge.evaluation.metrics.measures import by_label
 from crystalforge.evaluation.report import candidates, figures, judges, sections
 from crystalforge.evaluation.report.elements import ELEMENTS
 from crystalforge.evaluation.report.figures import History
-from crystalforge.evaluation.report.text import headline_table, key_values, lede, status_table
+from crystalforge.evaluation.report.text import headline_table, key_values, status_table
+from crystalforge.evaluation.report.text import lede as text_lede
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -56,8 +57,6 @@ def write_report(
     gallery, rows: crystals shown in three dimensions and in the list. hull: reference phases, to say what each crystal
     competes with.
     """
-    from plotly.offline import get_plotlyjs
-
     rules = summary["protocol"]
     models = by_label(table)
     labels = list(models)
@@ -77,18 +76,40 @@ def write_report(
             for z, e in ELEMENTS.items()
         },
     }
+    page(
+        path,
+        title=str(metadata.get("title", "Evaluation of generated crystals")),
+        lede=text_lede(summary),
+        blocks=blocks,
+        footer="All figures come from one table, crystals.parquet. Intervals are 95 %.",
+        data=data,
+    )
+
+
+def page(
+    path: Path,
+    *,
+    title: str,
+    lede: str,
+    blocks: Sequence[tuple[str, str, str]],
+    footer: str,
+    data: Mapping[str, Any],
+) -> None:
+    """Write the page to `path`, atomically. title and footer are text; lede and the blocks (id, heading, body) HTML;
+    data: what page.js draws from, with `figures`, `candidates`, `gallery` and `elements`."""
+    from plotly.offline import get_plotlyjs
+
     here = files("crystalforge.evaluation.report")
-    title = str(metadata.get("title", "Evaluation of generated crystals"))
-    page = Template((here / "page.html").read_text()).substitute(
+    text = Template((here / "page.html").read_text()).substitute(
         title=escape(title),
-        lede=lede(summary),
+        lede=lede,
         navigation="".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in blocks),
         sections="\n".join(
             f'<section id="{name}" aria-labelledby="{name}-heading"><h2 id="{name}-heading">{escape(heading)}</h2>'
             f"{body}</section>"
             for name, heading, body in blocks
         ),
-        footer="All figures come from one table, crystals.parquet. Intervals are 95 %.",
+        footer=escape(footer),
         css=(here / "page.css").read_text(),
         data=script_json(data),
         plotly=get_plotlyjs(),
@@ -96,7 +117,7 @@ def write_report(
         script=(here / "page.js").read_text(),
     )
     with atomic_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def script_json(value: Any) -> str:

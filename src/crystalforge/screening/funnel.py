@@ -1,0 +1,425 @@
+"""The funnel: draw, sort out, judge, relax, sort out again, judge again, until the wish is met or the budget is spent.
+
+Crystals come in rounds of equal size. Everything that is computed of a round depends on the round alone, and what is
+decided between rounds (who is a duplicate of whom, when it is enough) is decided in their order, so that the outcome
+depends neither on timing nor on where a call was interrupted. All steps are at work at once: while one round relaxes,
+the next ones are drawn and judged; a few rounds ahead bound the memory.
+
+Every result is a file under `work/`, written by the worker that computed it before anybody is told; a later call finds
+it there.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crystalforge.crystal import Crystal
+from crystalforge.evaluation.matching.reference import Reference
+from crystalforge.evaluation.ranking.flags import Evidence, Flag, Level, flags_of, red
+from crystalforge.evaluation.ranking.ranking import Standing
+from crystalforge.rewards.guards import check
+from crystalforge.rewards.protocol import Status
+from crystalforge.screening.config import ScreenConfig
+from crystalforge.screening.jobs import WISH, crystal_of
+from crystalforge.screening.known import Seen, moved, volume_change
+from crystalforge.screening.pool import Job, Pool
+from crystalforge.thermo import HullStore
+
+AHEAD = 3  # rounds begun beyond the oldest unfinished one
+DRAW, SCORE, RELAX, AFTER, OTHERS = range(5)  # later steps of a round go before earlier ones
+
+
+@dataclass(eq=False)
+class Candidate:
+    """One crystal on its way through the funnel. Energies in eV/atom by judge; None: no answer, or not asked."""
+
+    index: int
+    spacegroup: int
+    log_prob: float
+    generated: Crystal
+    relaxed: Crystal | None = None
+    converged: bool = False
+    steps: int = 0
+    before: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    after: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    property: float | None = None
+    rmsd: float = float("inf")
+    volume_change: float = 0.0
+    flags: list[Flag] = field(default_factory=list)
+
+    def energies(self, names: Sequence[str]) -> dict[str, float]:
+        """E_hull after relaxing, NaN where a judge has no answer."""
+        found = {name: self.after.get(name, {}).get("e_above_hull") for name in names}
+        return {name: float("nan") if value is None else value for name, value in found.items()}
+
+    def standing(self, config: ScreenConfig) -> Standing:
+        """What its rank depends on."""
+        warnings = sum(flag.level is Level.WARNING for flag in self.flags)
+        energies = tuple(self.energies(config.judge_names).values())
+        return Standing(energies, red(self.flags), warnings, self.has_property(config))
+
+    def has_property(self, config: ScreenConfig) -> bool:
+        """Whether it has the property that was wished for; true where none was."""
+        return config.wish is None or (self.property is not None and self.property >= config.wish.at_least)
+
+    def fulfils(self, config: ScreenConfig) -> bool:
+        """Whether it is what was asked for: all judges agree, no red flag, the property."""
+        standing = self.standing(config)
+        return not standing.red and standing.fulfils and standing.agreement(config.limit) == 1.0
+
+
+@dataclass(eq=False)
+class Round:
+    """A round's crystals and how far it has come."""
+
+    number: int
+    drawn: dict[str, Any] | None = None
+    survivors: list[Candidate] = field(default_factory=list)
+    step: int = DRAW
+    open_jobs: set[str] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)
+    calls: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+
+
+class Funnel:
+    """One screening.
+
+    candidates: those that all steps have seen. counts: how many passed and fell where; calls: how many crystals each
+    judge was asked about; seconds: what the workers spent on it; each of the rounds that are through. Settled rounds
+    alone count: so the figures are the same however the work fell out in time.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ScreenConfig,
+        pool: Pool,
+        reference: Reference,
+        hull: HullStore,
+        *,
+        on_progress: Callable[[Funnel], None],
+    ) -> None:
+        self._folder, self._config, self._pool, self._hull = folder, config, pool, hull
+        self._generated = Seen(reference, config.matcher)
+        self._relaxed = Seen(reference, config.matcher)
+        self._rounds: dict[int, Round] = {}
+        self._admitted = self._settled = 0  # rounds whose crystals were sorted out; that are through
+        self._sorted_again = 0
+        self._on_progress = on_progress
+        self._began = time.monotonic()
+        self.counts: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        self.seconds: Counter[str] = Counter()
+        self.candidates: list[Candidate] = []
+        self.ended = ""
+
+    def live(self) -> Counter[str]:
+        """`counts` with those of the rounds that are at work."""
+        total = Counter(self.counts)
+        for one in self._rounds.values():
+            total.update(one.counts)
+        return total
+
+    @property
+    def fulfilled(self) -> int:
+        """Candidates that are what was asked for."""
+        return sum(candidate.fulfils(self._config) for candidate in self.candidates)
+
+    def run(self) -> None:
+        """Until the wish is met or the budget is spent. Raises what a worker raised."""
+        self._begin_rounds()
+        while not self._enough():
+            try:
+                job, error = self._pool.done.get(timeout=self._left())
+            except queue.Empty:  # out of time
+                continue
+            if error is not None:
+                raise error
+            self._finished(job)
+            self._on_progress(self)
+        self._pool.forget()
+        self._on_progress(self)
+
+    # ---- when to end
+
+    def _enough(self) -> bool:
+        budget = self._config.budget
+        if self.fulfilled >= self._config.top:
+            self.ended = "the wish is met"
+        elif not self._rounds and self._last_round():
+            self.ended = "the budget of crystals is spent"
+        elif not self._rounds and self._spent_calls():
+            self.ended = "the budget of calls is spent"
+        elif budget.seconds is not None and time.monotonic() - self._began >= budget.seconds:
+            self.ended = "the budget of seconds is spent"
+        return bool(self.ended)
+
+    def _left(self) -> float | None:
+        seconds = self._config.budget.seconds
+        return None if seconds is None else max(0.01, seconds - (time.monotonic() - self._began))
+
+    def _last_round(self) -> bool:
+        return self._next_round() * self._config.round >= self._config.budget.crystals
+
+    def _spent_calls(self) -> bool:
+        most = self._config.budget.calls
+        return most is not None and sum(self.calls.values()) >= most
+
+    def _next_round(self) -> int:
+        return self._settled + len(self._rounds)
+
+    # ---- rounds
+
+    def _begin_rounds(self) -> None:
+        # With a budget of calls one round at a time: what is begun must not depend on timing.
+        ahead = 1 if self._config.budget.calls is not None else AHEAD
+        while len(self._rounds) < ahead and not self._last_round() and not self._spent_calls():
+            number = self._next_round()
+            found = self._rounds[number] = Round(number)
+            # Rounds are whole, even where the budget ends within one: their names must say what is in them.
+            payload = {"first": number * self._config.round, "count": self._config.round}
+            self._ask(found, DRAW, f"draw-{number:05d}", "draw", payload)
+
+    def _ask(self, found: Round, step: int, name: str, kind: str, payload: dict[str, Any]) -> None:
+        found.open_jobs.add(name)
+        if (self._folder / f"{name}.json").exists():
+            self._pool.done.put((Job((0,), 0, name, kind, {}), None))
+        else:
+            self._pool.ask((found.number, -step), name, kind, payload)
+
+    def _finished(self, job: Job) -> None:
+        found = next((one for one in self._rounds.values() if job.name in one.open_jobs), None)
+        assert found is not None, f"nobody asked for {job.name}"
+        found.open_jobs.discard(job.name)
+        if not found.open_jobs:
+            self._advance(found)
+
+    def _advance(self, found: Round) -> None:
+        """Take a round whose jobs are done to its next step, and whatever that sets free."""
+        if found.step == DRAW:
+            found.drawn = self._read(f"draw-{found.number:05d}")
+            while (one := self._rounds.get(self._admitted)) is not None and one.drawn is not None:
+                self._admitted += 1
+                self._admit(one)
+        elif found.step == SCORE:
+            self._select(found)
+        elif found.step == RELAX:
+            self._collect_relaxed(found)
+            found.step = AFTER
+            self._sort_again()
+        elif found.step == AFTER:
+            self._select_again(found)
+        elif found.step == OTHERS:
+            self._collect_others(found)
+            found.step += 1
+        self._settle()
+
+    def _admit(self, found: Round) -> None:
+        """Sort out what is known or came before; let the first judge see the rest."""
+        drawn = found.drawn
+        assert drawn is not None
+        found.seconds["draw"] += drawn["seconds"]
+        found.counts["drawn"] += drawn["drawn"]
+        for status, number in drawn["status"].items():
+            if status != "ok":
+                found.counts[f"fell: {status}"] += number
+        for row in drawn["crystals"]:
+            found.counts["sound"] += 1
+            crystal = crystal_of(row["crystal"])
+            verdict = "known" if row["remembered"] else self._generated.verdict(crystal)
+            if verdict != "new":
+                found.counts[f"fell: {verdict}"] += 1
+                continue
+            found.counts["new"] += 1
+            found.survivors.append(Candidate(row["index"], row["spacegroup"], row["log_prob"], crystal))
+        found.drawn = None
+        found.step = SCORE
+        judge = self._config.judge_names[0]
+        self._in_pieces(found, f"before-{judge}", found.survivors, lambda c: c.generated, judge)
+
+    def _select(self, found: Round) -> None:
+        """Relax what the first judge lets pass."""
+        judge = self._config.judge_names[0]
+        self._collect(found, f"before-{judge}", found.survivors, "before", judge)
+        found.counts["judged"] += len(found.survivors)
+        kept = []
+        for candidate in found.survivors:
+            energy = candidate.before[judge]["e_above_hull"]
+            if energy is None:
+                found.counts["fell: not judged"] += 1
+            elif energy > self._config.promising:
+                found.counts["fell: far above the hull"] += 1
+            else:
+                kept.append(candidate)
+        found.counts["promising"] += len(kept)
+        found.survivors, found.step = kept, RELAX
+        settings = {"fmax": self._config.fmax, "steps": self._config.steps}
+        for number, piece in enumerate(_pieces(kept, self._config.piece)):
+            payload = {"crystals": [_plain(candidate.generated) for candidate in piece], **settings}
+            self._ask(found, RELAX, f"relax-{found.number:05d}-{number:03d}", "relax", payload)
+        if not kept:
+            self._advance(found)
+
+    def _collect_relaxed(self, found: Round) -> None:
+        for number, piece in enumerate(_pieces(found.survivors, self._config.piece)):
+            said = self._read(f"relax-{found.number:05d}-{number:03d}")
+            found.seconds["relax"] += said["seconds"]
+            found.calls["relax"] += len(piece)
+            for candidate, crystal, converged, steps in zip(
+                piece, said["crystals"], said["converged"], said["steps"], strict=True
+            ):
+                candidate.relaxed = None if crystal is None else crystal_of(crystal)
+                candidate.converged, candidate.steps = converged, steps
+
+    def _sort_again(self) -> None:
+        """In the order of the rounds: relaxed crystals that are unsound, known, or came before."""
+        while (one := self._rounds.get(self._sorted_again)) is not None and one.step == AFTER:
+            self._sorted_again += 1
+            status = check([candidate.relaxed for candidate in one.survivors], self._config.geometry, None)
+            kept = []
+            for candidate, code in zip(one.survivors, status, strict=True):
+                crystal = candidate.relaxed
+                if crystal is None or code != Status.OK:
+                    one.counts["fell: relaxed to nothing sound"] += 1
+                    continue
+                one.counts["relaxed"] += 1
+                verdict = self._relaxed.verdict(crystal)
+                if verdict != "new":
+                    one.counts[f"fell: relaxed, {verdict}"] += 1
+                    continue
+                candidate.rmsd = moved(self._config.matcher, candidate.generated, crystal)
+                candidate.volume_change = volume_change(candidate.generated, crystal)
+                kept.append(candidate)
+            one.counts["different"] += len(kept)
+            one.survivors = kept
+            judge = self._config.judge_names[0]
+            self._in_pieces(one, f"after-{judge}", kept, _relaxed_crystal, judge)
+
+    def _select_again(self, found: Round) -> None:
+        """Let the other judges see what the first one still believes in."""
+        judge = self._config.judge_names[0]
+        self._collect(found, f"after-{judge}", found.survivors, "after", judge)
+        kept = []
+        for candidate in found.survivors:
+            energy = candidate.after[judge]["e_above_hull"]
+            if energy is None or energy > self._config.limit:
+                found.counts["fell: above the limit"] += 1
+            else:
+                kept.append(candidate)
+        found.counts["believed by one"] += len(kept)
+        found.survivors, found.step = kept, OTHERS
+        for other in self._config.judge_names[1:]:
+            self._in_pieces(found, f"after-{other}", kept, _relaxed_crystal, other, empty=False)
+            self._in_pieces(found, f"before-{other}", kept, lambda c: c.generated, other, empty=False)
+        if self._config.wish is not None:
+            self._in_pieces(found, "wish", kept, _relaxed_crystal, WISH, empty=False)
+        if not found.open_jobs:
+            self._advance(found)
+
+    def _collect_others(self, found: Round) -> None:
+        for other in self._config.judge_names[1:]:
+            self._collect(found, f"after-{other}", found.survivors, "after", other)
+            self._collect(found, f"before-{other}", found.survivors, "before", other)
+        if self._config.wish is not None:
+            for piece, said in self._answers(found, "wish", found.survivors):
+                for candidate, value in zip(piece, said["reward"], strict=True):
+                    candidate.property = value
+        for candidate in found.survivors:
+            candidate.flags = self.flags(candidate)
+
+    def flags(self, candidate: Candidate) -> list[Flag]:
+        """What speaks against a candidate."""
+        crystal = _relaxed_crystal(candidate)
+        return flags_of(
+            Evidence(
+                crystal,
+                candidate.energies(self._config.judge_names),
+                self._hull.around(crystal.numbers),
+                rmsd=candidate.rmsd,
+                volume_change=candidate.volume_change,
+                converged=candidate.converged,
+            )
+        )
+
+    def _settle(self) -> None:
+        """Count what rounds that are through have brought, in their order; stop at the first that brings enough."""
+        while (one := self._rounds.get(self._settled)) is not None and one.step > OTHERS:
+            if self.fulfilled >= self._config.top:
+                return
+            del self._rounds[self._settled]
+            self._settled += 1
+            self.candidates += one.survivors
+            one.counts["believed by all"] = sum(
+                candidate.standing(self._config).agreement(self._config.limit) == 1 for candidate in one.survivors
+            )
+            one.counts["without a red flag"] = sum(candidate.fulfils(self._config) for candidate in one.survivors)
+            for total, part in ((self.counts, one.counts), (self.calls, one.calls), (self.seconds, one.seconds)):
+                total.update(part)
+        if self.fulfilled < self._config.top:
+            self._begin_rounds()
+
+    # ---- jobs of many crystals
+
+    def _in_pieces(
+        self,
+        found: Round,
+        what: str,
+        candidates: Sequence[Candidate],
+        crystal: Callable[[Candidate], Crystal],
+        judge: str,
+        *,
+        empty: bool = True,
+    ) -> None:
+        """Ask a judge; where there is nobody to be asked about, the round goes on at once (`empty`)."""
+        step = found.step
+        for number, piece in enumerate(_pieces(candidates, PIECE)):
+            name = f"{what}-{found.number:05d}-{number:03d}"
+            payload = {"judge": judge, "crystals": [_plain(crystal(candidate)) for candidate in piece]}
+            self._ask(found, step, name, "score", payload)
+        if empty and not candidates:
+            self._advance(found)
+
+    def _answers(
+        self, found: Round, what: str, candidates: Sequence[Candidate]
+    ) -> Iterable[tuple[Sequence[Candidate], dict[str, Any]]]:
+        for number, piece in enumerate(_pieces(candidates, PIECE)):
+            said = self._read(f"{what}-{found.number:05d}-{number:03d}")
+            found.seconds[what] += said["seconds"]
+            found.calls[what] += len(piece)
+            yield piece, said
+
+    def _collect(self, found: Round, what: str, candidates: Sequence[Candidate], when: str, judge: str) -> None:
+        for piece, said in self._answers(found, what, candidates):
+            for row, candidate in enumerate(piece):
+                getattr(candidate, when)[judge] = {
+                    name: said[name][row] for name in ("e_above_hull", "energy_per_atom") if name in said
+                }
+
+    def _read(self, name: str) -> dict[str, Any]:
+        return json.loads((self._folder / f"{name}.json").read_text())
+
+
+PIECE = 64  # crystals scored at a time
+
+
+def _relaxed_crystal(candidate: Candidate) -> Crystal:
+    assert candidate.relaxed is not None, "only relaxed crystals come so far"
+    return candidate.relaxed
+
+
+def _plain(crystal: Crystal) -> dict[str, Any]:
+    from crystalforge.screening.jobs import plain
+
+    return plain(crystal)
+
+
+def _pieces(candidates: Sequence[Candidate], size: int) -> list[Sequence[Candidate]]:
+    return [candidates[first : first + size] for first in range(0, len(candidates), size)]
