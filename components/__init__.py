@@ -17,6 +17,7 @@ from components.ingest_part import ingest_part
 from components.ingest_plan import ingest_plan
 from components.pretrain import pretrain
 from components.register import register
+from components.screen import screen
 from components.train_predictor import train_predictor
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "ingest_plan",
     "pretrain",
     "register",
+    "screen",
     "train_predictor",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipelines import discovery, finetune, ingest, sweep, train_predictor
+from pipelines import discovery, finetune, ingest, screen, sweep, train_predictor
 from pipelines.cluster import ClusterConfig
 
 PIPELINES: dict[str, Callable[[ClusterConfig | None], Any]] = {
@@ -14,4 +14,5 @@ PIPELINES: dict[str, Callable[[ClusterConfig | None], Any]] = {
     "sweep": sweep.build,
     "train-predictor": train_predictor.build,
     "ingest": ingest.build,
+    "screen": screen.build,
 }

@@ -144,7 +144,7 @@ class Config(BaseModel):
         return sha256_json(self.sections(name for name in _SECTIONS if name not in UNRELATED))
 
 
-UNRELATED = ("service", "tracking", "contest")  # sections that change no result of a run
+UNRELATED = ("service", "tracking", "contest", "screen")  # sections that change no result of a run
 _SECTIONS = [field.alias or name for name, field in Config.model_fields.items()]
 
 

@@ -29,7 +29,7 @@ from crystalforge.cli.common import (
     epilog=example("crystalforge submit sweep --tau 0.05 --tau 0.1 --tau 0.2 --seed 0 --seed 1 --local"),
 )
 def submit(
-    pipeline: Annotated[str, typer.Argument(help="discovery, finetune, sweep, train-predictor or ingest.")],
+    pipeline: Annotated[str, typer.Argument(help="discovery, finetune, sweep, screen, train-predictor or ingest.")],
     config: ConfigOption = None,
     set_: SetOption = None,
     local: Annotated[bool, typer.Option("--local", help="Run it here, under --directory.")] = False,

@@ -15,7 +15,9 @@ from crystalforge.common.errors import InputError
 from crystalforge.stages.base import PIPELINE_VARIABLE, end_with, find_stage, read_record, reporting
 
 # What serves to resume, or to do less another time, is many times the outputs' size; it stays in the workspace.
-NOT_HANDED_OVER = shutil.ignore_patterns("checkpoint*", "service", "*.tmp", "chunks", "journal*", "shards", "downloads")
+NOT_HANDED_OVER = shutil.ignore_patterns(
+    "checkpoint*", "service", "*.tmp", "chunks", "journal*", "shards", "downloads", "work"
+)
 
 
 @contextmanager

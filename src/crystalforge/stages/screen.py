@@ -86,8 +86,7 @@ def screen(config: Config, out: Path, *, model: Path) -> dict[str, Any]:
             write_json(out / FUNNEL, {name: value for name, value in summary.items() if name != "experiment"})
             for name in (SHORTLIST, REPORT, FUNNEL):
                 stage.artifact(out / name)
-            for file in sorted((out / CIFS).glob("*.cif")):
-                stage.artifact(file, CIFS)
+            stage.artifact(out / CIFS, CIFS)
             stage.finish(sha256_json([one.index for one in best]), _headline(summary, best, settings))
     return stage.outcome
 
