@@ -204,7 +204,7 @@ class _Show:
         found = funnel.fulfilled
         gained = found - (self._start or 0)
         left = ""
-        if not funnel.ended and gained:
+        if not funnel.ended and gained and found < self._wanted:
             seconds = round(now * (self._wanted - found) / gained)
             left = f", {seconds // 60}:{seconds % 60:02d} left"
         line = f"screen  {steps} > {found}/{self._wanted} found  {counts['drawn'] / max(now, 1e-9):.1f} drawn/s{left}"
