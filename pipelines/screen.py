@@ -3,8 +3,8 @@
 from kfp import dsl
 
 import components
+from pipelines import steps
 from pipelines.cluster import ClusterConfig, on_cluster
-from pipelines.steps import exit_handler
 
 
 def build(cluster: ClusterConfig | None = None):
@@ -13,16 +13,10 @@ def build(cluster: ClusterConfig | None = None):
     @dsl.pipeline(name="screen", description="From a wish to a ranked list of crystals.")
     def screen(workspace: str, seed: str, base_model: str, screen_config: str, tracking_config: str):
         """`base_model`: models:/name/version, or a directory that every step sees. The wish is in `screen_config`."""
-        with exit_handler(cluster, workspace):
-            base = components.fetch(workspace=workspace, base_model=base_model, tracking_config=tracking_config)
-            on_cluster(base, cluster)
-            found = components.screen(
-                workspace=workspace,
-                seed=seed,
-                screen_config=screen_config,
-                tracking_config=tracking_config,
-                base=base.outputs["model"],
-            )
+        given = locals()
+        with steps.exit_handler(cluster, given):
+            base = on_cluster(steps.task(components.fetch, given), cluster)
+            found = steps.task(components.screen, given, base=base.outputs["model"])
             on_cluster(found, cluster, role="learner")
 
     return screen

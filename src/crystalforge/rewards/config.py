@@ -104,7 +104,8 @@ class EHullReward(_Reward):
     )
     relax: RelaxConfig | None = Field(default=None, description="relax first; None: judge as given")
     energy_bounds: tuple[float, float] = Field(
-        default=(-20.0, 5.0), description="eV/atom that are physical -> OUT_OF_BOUNDS"
+        default=(-20.0, 5.0),
+        description="eV/atom that are physical (r2SCAN's totals have no lower bound) -> OUT_OF_BOUNDS",
     )
     max_below_hull: float = Field(
         default=1.0, ge=0, description="eV/atom: farther below the hull is an escape of the model -> OUT_OF_BOUNDS"

@@ -60,6 +60,9 @@ class EHullJudge:
             energy = energy + mp2020_corrections(crystals)
             status[(status == Status.OK) & ~np.isfinite(energy)] = Status.FAILED
         low, high = config.energy_bounds
+        if self.potential.scale == "r2scan":
+            # These totals hold the inner shells: -60 eV/atom is usual, and how low is too low only the hull can tell.
+            low = -np.inf
         status[(status == Status.OK) & ~((energy >= low) & (energy <= high))] = Status.OUT_OF_BOUNDS
         answer = self._hull.e_above_hull_many([crystal.numbers for crystal in crystals], energy)
         sparse = answer.missing | (answer.n_compounds < config.min_compounds)

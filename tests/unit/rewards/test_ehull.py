@@ -199,3 +199,46 @@ def test_configurations_name_the_wrong_key(settings, message):
 def test_a_missing_hull_is_named(tmp_path):
     with pytest.raises(InputError, match="nowhere"):
         build(parse({"kind": "ehull", "hull": str(tmp_path / "nowhere.parquet")}))
+
+
+def test_a_hull_of_its_own_is_at_hand_for_the_judges_that_ship():
+    """Known compounds lie near it, on any functional's scale; r2SCAN's totals are no escape."""
+    from crystalforge.potentials import CHGNetConfig
+    from crystalforge.rewards.own_hull import shipped_names
+
+    assert {"7net-0", "chgnet-r2scan"} <= set(shipped_names())
+    judge = build(EHullReward(potential=CHGNetConfig(model="r2scan"), hull="own"))
+    scores = judge.score(list(golden_crystals().values()))
+    assert scores.counts() == {"ok": 4}
+    assert np.abs(scores.components["e_above_hull"]).max() < 0.03
+    heavy = Crystal.of(SALT.lattice * 1.1, [82, 16], SALT.frac)
+    assert judge.score([heavy]).components["energy_per_atom"][0] < -20
+    assert judge.score([heavy]).counts() == {"ok": 1}
+
+
+def test_a_hull_of_its_own_from_given_phases(tmp_path):
+    from crystalforge.potentials import load
+    from crystalforge.rewards.own_hull import build as build_hull
+
+    pair = golden_crystals()["NaCl"]
+    phases = [
+        Crystal.of(4.2 * np.eye(3), [11, 11], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+        Crystal.of(4.4 * np.eye(3), [17, 17], [[0, 0, 0], [0.45, 0, 0]]),
+        pair,
+    ]
+    columns = {
+        "material_id": ["na", "cl", "salt"],
+        "lattice": [crystal.lattice.ravel().tolist() for crystal in phases],
+        "atomic_numbers": [crystal.numbers.tolist() for crystal in phases],
+        "frac_coords": [crystal.frac.ravel().tolist() for crystal in phases],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "phases.parquet")
+    potential = load(EHullReward().potential)
+    made = build_hull(potential, tmp_path / "phases.parquet", tmp_path / "hull.parquet", quiet=True)
+    assert (made["phases"], made["elements lacking"], made["scale"]) == (3, [], "mp2020")
+    hull = HullStore.open(tmp_path / "hull.parquet")
+    energy = potential.predict([pair]).energy[0] / 2
+    assert hull.e_above_hull(pair.numbers, energy) == pytest.approx(0, abs=1e-5)
+    assert hull.around(pair.numbers).n_same_elements == 1
+    with pytest.raises(InputError, match="no such file"):
+        build_hull(potential, tmp_path / "absent.parquet", tmp_path / "x.parquet", quiet=True)

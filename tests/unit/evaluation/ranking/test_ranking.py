@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crystalforge.evaluation.ranking import ERROR, Standing, best_first
 
 LIMIT = 0.1
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
 energies = st.one_of(st.floats(-2, 2), st.just(math.nan))
 standings = st.builds(
     Standing,
@@ -46,6 +47,7 @@ def test_a_wish_goes_before_energies_but_not_before_red_flags():
     assert best_first(rows, LIMIT) == [1, 0, 2]
 
 
+@CALM
 @given(st.lists(standings, max_size=12))
 def test_every_order_keeps_the_promises(rows):
     order = best_first(rows, LIMIT)
@@ -59,6 +61,7 @@ def test_every_order_keeps_the_promises(rows):
                 assert before.worst <= after.worst
 
 
+@CALM
 @given(st.lists(standings, min_size=2, max_size=8), st.integers(0, 7), st.floats(0, 2))
 def test_sinking_below_the_error_moves_nobody_up(rows, which, depth):
     """A generator cannot buy a rank with an energy that nobody believes."""
