@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
@@ -276,7 +276,8 @@ def _keeper(
     """A function that makes forces and stress as symmetric as the crystal is; None where no symmetry is found."""
     import spglib
 
-    found = spglib.get_symmetry((crystal.lattice, crystal.frac, crystal.numbers), symprec=SYMPREC)
+    cell: Any = (crystal.lattice, crystal.frac, crystal.numbers)  # its types ask for lists, arrays serve
+    found = spglib.get_symmetry(cell, symprec=SYMPREC)
     if found is None:
         return None
     to_cart, to_frac = crystal.lattice.T, np.linalg.inv(crystal.lattice.T)
