@@ -5,10 +5,10 @@ TRITON := .venv-triton
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format bench images render screenshots lock clean
+.PHONY: help install run test test-cluster lint format bench images render screenshots lock clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/.installed $(TRITON)/.installed  ## make .venv (and the reward server's own) with everything run and test need
 
@@ -17,6 +17,9 @@ run: install  ## data -> pre-train -> PPO against a served reward -> evaluate ->
 
 test: install lint  ## static checks, then unit, parity, contract and integration tests
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --random-order $(ARGS)
+
+test-cluster: install  ## on the cluster that KUBECONFIG names, in a namespace of its own (ARGS=--kubeflow: engines too)
+	@if [ -z "$$KUBECONFIG" ]; then echo "skipped: KUBECONFIG names no cluster"; else $(BIN)/pytest -v tests/cluster $(ARGS); fi
 
 lint: install  ## style, types, import rules
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . || { echo "style: 'make format' mends most of it"; exit 1; }

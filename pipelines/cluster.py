@@ -43,8 +43,10 @@ class SecretEnv(_Frozen):
 class StepResources(_Frozen):
     """What a step's pod gets."""
 
-    cpu: str = Field(default="2", description="request and limit")
-    memory: str = Field(default="8Gi", description="request and limit")
+    cpu: str = Field(default="2", description="limit, and request unless that is given")
+    memory: str = Field(default="8Gi", description="limit, and request unless that is given")
+    cpu_request: str | None = Field(default=None, description="what a node must have free; none: the limit")
+    memory_request: str | None = Field(default=None, description="what a node must have free; none: the limit")
     gpus: int = Field(default=0, ge=0, description="of `accelerator`")
     accelerator: str = Field(default="nvidia.com/gpu", description="resource name")
     shared_memory: str = Field(default="2Gi", description="size of /dev/shm, which counts as memory")
@@ -82,7 +84,15 @@ class ClusterConfig(_Frozen):
     labels: dict[str, str] = Field(
         default_factory=lambda: {"crystalforge.dev/role": "learner"}, description="of every pod; policies select them"
     )
-    secrets: tuple[SecretEnv, ...] = Field(default=(), description="credentials that steps need")
+    secrets: tuple[SecretEnv, ...] = Field(
+        default=(
+            SecretEnv(
+                secret="mlflow-account",
+                variables={"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"},
+            ),
+        ),
+        description="credentials that steps need: by default the registry's",
+    )
     run_as: int | None = Field(default=10001, description="user and group id of the containers; none: the image's")
     retry: Retry = Field(default_factory=Retry)
     trainjob: TrainJobConfig | None = Field(
@@ -101,8 +111,8 @@ def on_cluster(
         return task
     watches = launches and cluster.trainjob is not None
     resources = cluster.small if watches else getattr(cluster, role)
-    task.set_cpu_request(resources.cpu).set_cpu_limit(resources.cpu)
-    task.set_memory_request(resources.memory).set_memory_limit(resources.memory)
+    task.set_cpu_request(resources.cpu_request or resources.cpu).set_cpu_limit(resources.cpu)
+    task.set_memory_request(resources.memory_request or resources.memory).set_memory_limit(resources.memory)
     if resources.gpus:
         task.set_accelerator_type(resources.accelerator).set_accelerator_limit(resources.gpus)
     if resources.node_selector:

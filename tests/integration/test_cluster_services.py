@@ -1,12 +1,13 @@
-"""Registry and data as a cluster has them: MLflow's server on a real PostgreSQL, artifacts and data in an S3-compatible
-store.
+"""Registry and data as a cluster has them: MLflow's server with accounts on a real PostgreSQL, artifacts and data in an
+S3-compatible store.
 
 Register, promote, materialise, serve and score go through HTTP alone: the client has neither the database's nor the
-store's credentials.
+store's credentials, and the server knows the store by a name that means nothing to the client.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -14,8 +15,10 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mlflow.server import get_app_client
 
+from crystalforge.common.errors import InputError
 from crystalforge.config import from_sections
 from crystalforge.crystal import Crystal, Tokens
 from crystalforge.crystal.convert import to_crystals
@@ -131,23 +136,59 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[
     server.wait(30)
 
 
+SECRETS = {
+    "POSTGRES_PASSWORD": "database-3f1c9a",
+    "MLFLOW_AUTH_ADMIN_PASSWORD": "administrator-77ab20",
+    "MLFLOW_FLASK_SERVER_SECRET_KEY": "signing-key-5d2e61",
+    "CRYSTALFORGE_ACCOUNT_PASSWORD": "of-the-account-c04b",
+}
+ACCOUNT = {"MLFLOW_TRACKING_USERNAME": "learner", "MLFLOW_TRACKING_PASSWORD": SECRETS["CRYSTALFORGE_ACCOUNT_PASSWORD"]}
+
+
+@dataclass(frozen=True)
+class TrackingServer:
+    """The tracking server's address and its log."""
+
+    url: str
+    log: Path
+
+
 @pytest.fixture(scope="module")
-def server(postgres: int, store: tuple[str, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def tracked(
+    postgres: int, store: tuple[str, dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TrackingServer]:
+    pytest.importorskip("flask_wtf", reason="MLflow's accounts: pip install 'mlflow[auth]'")
     url, keys = store
     root, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    # The arguments of manifests/base/mlflow.yaml, with one worker.
+    database = f"postgresql://mlflow:{SECRETS['POSTGRES_PASSWORD']}@127.0.0.1:{postgres}/postgres"
+    # A name that only the server can do anything with, by a proxy: as behind a network policy.
+    where = {"MLFLOW_S3_ENDPOINT_URL": "http://object-store.invalid:9000", "http_proxy": url, "NO_PROXY": "127.0.0.1"}
+    # The arguments and the environment of manifests/base/mlflow.yaml, with one worker; what it says about the store
+    # is left out, because clients must know by themselves.
     with (root / "log").open("w") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1",
-             f"--backend-store-uri=postgresql://mlflow@127.0.0.1:{postgres}/postgres",
-             "--artifacts-destination=s3://mlflow"],
+            [sys.executable, "-m", "crystalforge.integrations.mlflow.server", "--host=127.0.0.1", f"--port={port}",
+             "--workers=1"],
             stdout=stream, stderr=stream, cwd=root, start_new_session=True,
-            env=os.environ | keys | {"MLFLOW_S3_ENDPOINT_URL": url, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env=os.environ | keys | where | SECRETS | {
+                "MLFLOW_BACKEND_STORE_URI": database, "MLFLOW_ARTIFACTS_DESTINATION": "s3://mlflow",
+                "CRYSTALFORGE_ACCOUNT_USERNAME": "learner", "MLFLOW_DISABLE_TELEMETRY": "true",
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
         )  # fmt: skip
     until("MLflow", lambda: answers(f"http://127.0.0.1:{port}/health"), process, root / "log")
-    yield f"http://127.0.0.1:{port}"
+    yield TrackingServer(f"http://127.0.0.1:{port}", root / "log")
     process.terminate()
     process.wait(30)
+
+
+@pytest.fixture
+def server(tracked: TrackingServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The registry's address; the environment has the account that the manifests give to learners and steps."""
+    for name, value in ACCOUNT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", raising=False)
+    return tracked.url
 
 
 def evaluated(folder: Path) -> None:
@@ -176,7 +217,12 @@ def objects(store: tuple[str, dict[str, str]]) -> list[str]:
 @pytest.mark.triton
 @pytest.mark.skipif(not USABLE, reason=REASON)
 def test_registered_promoted_materialised_served_and_scored(
-    server: str, store: tuple[str, dict[str, str]], tmp_path: Path
+    server: str,
+    tracked: TrackingServer,
+    store: tuple[str, dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     config = from_sections(tracking={"uri": server, "directory": str(tmp_path)})
     api = tracking.client(server)
@@ -194,7 +240,15 @@ def test_registered_promoted_materialised_served_and_scored(
             run, tmp_path / "model", name="crystalforge-generator", alias="candidate", tags=tags, description="card"
         )
     assert uri == "models:/crystalforge-generator@candidate"
-    assert promote(config, PromotionGates())["promoted"] is True
+    # By a person, who has an account of the admin's making.
+    person = {"MLFLOW_TRACKING_USERNAME": "mendeleev", "MLFLOW_TRACKING_PASSWORD": "a-persons-own-19b4"}
+    with monkeypatch.context() as change:
+        change.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        change.setenv("MLFLOW_TRACKING_PASSWORD", SECRETS["MLFLOW_AUTH_ADMIN_PASSWORD"])
+        get_app_client("basic-auth", server).create_user("mendeleev", person["MLFLOW_TRACKING_PASSWORD"])
+        for name, value in person.items():
+            change.setenv(name, value)
+        assert promote(config, PromotionGates())["promoted"] is True
     assert str(registry.version_of(api, "models:/crystalforge-generator@production").version) == version
 
     # A reward is registered with the file that it needs; what it was made from goes away.
@@ -230,6 +284,61 @@ def test_registered_promoted_materialised_served_and_scored(
     np.testing.assert_array_equal(scored.status, expected.status)
     assert scored.status[0] == Status.OK
     assert scored.values[0] > scored.values[1:].max(), "rock salt against crystals of an untrained model"
+
+    # A command of its own, as a person or a step runs it.
+    done = subprocess.run(
+        [sys.executable, "-m", "serving.materialize", "build", "--out", tmp_path / "again", "stability",
+         "--tracking-uri", server],
+        capture_output=True, text=True, cwd=tmp_path, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = "".join(capfd.readouterr()) + done.stdout + done.stderr + tracked.log.read_text()
+    assert "/api/2.0/mlflow/" in said, "the server tells of requests"
+    for secret in (*SECRETS.values(), person["MLFLOW_TRACKING_PASSWORD"]):
+        assert secret not in said
+
+
+@pytest.mark.parametrize(
+    "account", [{}, ACCOUNT | {"MLFLOW_TRACKING_PASSWORD": "not-the-password"}], ids=["no account", "wrong password"]
+)
+def test_without_an_account_nothing_is_read_or_written(
+    tracked: TrackingServer, account: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ACCOUNT:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in account.items():
+        monkeypatch.setenv(name, value)
+    token = base64.b64encode(":".join(account.values()).encode()).decode()
+    headers = {"Authorization": f"Basic {token}"} if account else {}
+    for path in ("/api/2.0/mlflow/experiments/search?max_results=1", "/api/2.0/mlflow-artifacts/artifacts"):
+        request = urllib.request.Request(tracked.url + path, headers=headers)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+        assert refused.value.code == 401
+        refused.value.close()
+    config = from_sections(tracking={"uri": tracked.url, "directory": str(tmp_path)})
+    attempts = {
+        "record": lambda: tracking.StageRun(tracked.url, "test", tmp_path, "register", tmp_path / "stage"),
+        "promote": lambda: promote(config, PromotionGates()),
+        "fetch": lambda: fetch(config, "models:/crystalforge-generator@production", tmp_path / "fetched"),
+        "materialise": lambda: materialize(tmp_path / "repository", ["stability"], uri=tracked.url),
+    }
+    for what, attempt in attempts.items():
+        with pytest.raises(InputError, match="MLFLOW_TRACKING_USERNAME") as caught:
+            attempt()
+        assert "not-the-password" not in str(caught.value), what
+        assert "401" in str(caught.value), what
+
+
+@pytest.mark.parametrize("missing", ["MLFLOW_FLASK_SERVER_SECRET_KEY", "CRYSTALFORGE_ACCOUNT_PASSWORD"])
+def test_a_server_without_its_secrets_does_not_start(missing: str, tmp_path: Path) -> None:
+    given = SECRETS | {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/m.db", "CRYSTALFORGE_ACCOUNT_USERNAME": "l"}
+    done = subprocess.run(
+        [sys.executable, "-m", "crystalforge.integrations.mlflow.server", f"--port={free_port()}"],
+        env=os.environ | given | {missing: ""}, capture_output=True, text=True, timeout=120, cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: environment: {missing} must be set")
 
 
 def drawn(model: CrystalFormer) -> Tokens:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -74,6 +75,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             buildah("run", container, "--", "python3", "-m", "venv", target)
             packages = "lib/python3.11/site-packages"
             buildah("add", "--quiet", container, source / packages, f"{target}/{packages}")
+            # The packages' commands as an installation makes them: their first line names the interpreter.
+            scripts = tmp_path_factory.mktemp("bin")
+            for script in (source / "bin").iterdir():
+                head, _, body = script.read_bytes().partition(b"\n")
+                if head.startswith(b"#!") and b"python" in head:
+                    (scripts / script.name).write_bytes(f"#!{target}/bin/python3\n".encode() + body)
+                    (scripts / script.name).chmod(0o755)
+            buildah("add", "--quiet", container, scripts, f"{target}/bin")
         # This checkout, which its environment holds in editable form, must come from the recipe and nowhere else.
         buildah("run", container, "--", "sh", "-c", "rm -rf /opt/venv/lib/python3.11/site-packages/*crystalforge*")
         buildah("config", "--env", "CRYSTALFORGE_TRITON_VENV=/opt/venv-triton", container)
@@ -152,6 +161,17 @@ def test_train_image_shows_its_help_as_an_ordinary_user(image: str) -> None:
     shown = buildah("run", image, "--", *command_of(image))
     assert "pretrain" in shown
     assert "finetune" in shown
+    # What the manifests start there besides: the tracking server, every training job's launcher, DeepSpeed's own.
+    assert re.match(r"mlflow, version \d", buildah("run", image, "--", "mlflow", "--version"))
+    assert "--nproc-per-node" in buildah("run", image, "--", "torchrun", "--help")
+    assert "--num_gpus" in buildah("run", image, "--", "deepspeed", "--help")
+    refused = subprocess.run(
+        ["buildah", "run", image, "--", "python3", "-m", "crystalforge.integrations.mlflow.server"],
+        env={**os.environ, **ISOLATION},
+        capture_output=True,
+        text=True,
+    )
+    assert "MLFLOW_BACKEND_STORE_URI" in refused.stderr, "it starts, and asks for its secrets"
     where = buildah("run", image, "--", "python3", "-c", "import crystalforge; print(crystalforge.__file__)")
     assert where.startswith("/opt/venv/")
 

@@ -21,7 +21,12 @@ Policy = Callable[[Objects], list[str]]
 
 OURS = "crystalforge"
 # Made by the operator before anything else, never kept in git.
-SECRETS = {"postgres": {"password"}, "object-store": {"access-key", "secret-key"}}
+SECRETS = {
+    "postgres": {"password"},
+    "object-store": {"access-key", "secret-key"},
+    "mlflow-admin": {"password", "secret-key"},
+    "mlflow-account": {"username", "password"},
+}
 CLUSTER_SCOPED = {"Namespace", "ClusterQueue", "ResourceFlavor"}
 PINNED = re.compile(r"[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)+@sha256:[0-9a-f]{64}")
 
@@ -145,6 +150,10 @@ def secretive(objects: Objects) -> list[str]:
                 found.append(f"{item['kind']} {item['metadata']['name']}: holds a credential")
     for pod in pods(objects):
         for where, container, _ in pod.containers:
+            named = {entry["name"] for entry in container.get("env", []) if "secretKeyRef" in str(entry)}
+            words = " ".join(container.get("command", []) + container.get("args", []))
+            if any(f"$({name})" in words for name in named):
+                found.append(f"{where}: shows a secret in its arguments, to all who list processes")
             if container.get("envFrom"):
                 found.append(f"{where}: takes a whole map for its environment; name the keys")
             for variable in container.get("env", []):
@@ -310,6 +319,7 @@ CASES: list[tuple[Policy, tuple[str, str], Spoil, str]] = [
     (probed, POSTGRES, main(startupProbe={"exec": {"command": ["pg_isready"]}}), "how long an answer may take"),
     (probed, REWARDS, main(readinessProbe={"tcpSocket": {"port": "grpc"}, "timeoutSeconds": 5}), "canary"),
     (secretive, MLFLOW, add("env", {"name": "DB_PASSWORD", "value": "hunter2"}), "not a reference"),
+    (secretive, MLFLOW, add("args", "--key=$(POSTGRES_PASSWORD)"), "in its arguments"),
     (secretive, MLFLOW, add("args", "--uri=postgresql://mlflow:hunter2@db/x"), "credential"),
     (secretive, MLFLOW, main(envFrom=[{"secretRef": {"name": "all"}}]), "name the keys"),
     (secretive, MLFLOW, main(env=[{"name": "X", "valueFrom": NOBODYS}]), "nobody is told"),
