@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from crystalforge.common.errors import InputError
 from crystalforge.common.names import checked
 from crystalforge.common.system import told
+from crystalforge.integrations.mlflow.recording import answered
 from crystalforge.integrations.mlflow.tracking import client, experiment_id, tracking_uri
 from crystalforge.rewards import build as build_reward
 from crystalforge.rewards import parse
@@ -54,15 +55,17 @@ def publish(reward: BaseModel, name: str, *, uri: str, root: Path, alias: str = 
         (folder / FILES).mkdir(parents=True)
         configuration = _with_files(reward.model_dump(mode="json"), lambda path: _copy_in(Path(path), folder))
         (folder / CONFIG).write_text(json.dumps(configuration, indent=2) + "\n")
-        run = api.create_run(experiment_id(api, EXPERIMENT, root), run_name=name)
-        api.log_artifacts(run.info.run_id, str(folder), FOLDER)
-        api.set_terminated(run.info.run_id)
-    if not api.search_registered_models(f"name = '{name}'"):
-        api.create_registered_model(name, description="A reward: what is wanted of a crystal, ready to be served")
-    version = api.create_model_version(
-        name, f"{run.info.artifact_uri}/{FOLDER}", run.info.run_id, tags={DIGEST: digest}
-    ).version
-    api.set_registered_model_alias(name, alias, str(version))
+        with answered(uri):
+            run = api.create_run(experiment_id(api, EXPERIMENT, root), run_name=name)
+            api.log_artifacts(run.info.run_id, str(folder), FOLDER)
+            api.set_terminated(run.info.run_id)
+    with answered(uri):
+        if not api.search_registered_models(f"name = '{name}'"):
+            api.create_registered_model(name, description="A reward: what is wanted of a crystal, ready to be served")
+        version = api.create_model_version(
+            name, f"{run.info.artifact_uri}/{FOLDER}", run.info.run_id, tags={DIGEST: digest}
+        ).version
+        api.set_registered_model_alias(name, alias, str(version))
     return str(version)
 
 
@@ -99,15 +102,18 @@ def materialize(
 def _lookup(api: MlflowClient, name: str, alias: str) -> tuple[str, str, str]:
     from mlflow.exceptions import MlflowException
 
-    try:
-        found = api.get_model_version_by_alias(name, alias)
-        source = api.get_model_version_download_uri(name, found.version)
-    except MlflowException as error:
-        raise InputError(
-            f"no registered model {name!r} with the alias {alias!r} ({error.message})",
-            source=api.tracking_uri,
-            remedy="register it with `python -m serving.materialize publish`, or give another alias",
-        ) from None
+    with answered(api.tracking_uri):
+        try:
+            found = api.get_model_version_by_alias(name, alias)
+            source = api.get_model_version_download_uri(name, found.version)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise InputError(
+                f"no registered model {name!r} with the alias {alias!r} ({error.message})",
+                source=api.tracking_uri,
+                remedy="register it with `python -m serving.materialize publish`, or give another alias",
+            ) from None
     if DIGEST not in found.tags:
         raise InputError(
             f"version {found.version} of {name!r} is no reward: it has no tag {DIGEST!r}",
@@ -124,7 +130,8 @@ def _fetch(uri: str, source: str, target: Path) -> Path:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-            fetched = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=temporary, tracking_uri=uri)
+            with answered(uri):
+                fetched = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=temporary, tracking_uri=uri)
             Path(fetched).rename(target)
     return target
 

@@ -2,7 +2,7 @@
 S3-compatible store.
 
 Register, promote, materialise, serve and score go through HTTP alone: the client has neither the database's nor the
-store's credentials, and the server knows the store by a name that means nothing to the client.
+store's credentials, and the server has the store at an address that the client cannot reach.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ def tracked(
     url, keys = store
     root, port = tmp_path_factory.mktemp("mlflow"), free_port()
     database = f"postgresql://mlflow:{SECRETS['POSTGRES_PASSWORD']}@127.0.0.1:{postgres}/postgres"
-    # A name that only the server can do anything with, by a proxy: as behind a network policy.
-    where = {"MLFLOW_S3_ENDPOINT_URL": "http://object-store.invalid:9000", "http_proxy": url, "NO_PROXY": "127.0.0.1"}
+    # An address that nobody has (RFC 5737) and that only the server can use, by a proxy: as behind a network policy.
+    where = {"MLFLOW_S3_ENDPOINT_URL": "http://192.0.2.1:9000", "http_proxy": url, "NO_PROXY": "127.0.0.1"}
     # The arguments and the environment of manifests/base/mlflow.yaml, with one worker; what it says about the store
     # is left out, because clients must know by themselves.
     with (root / "log").open("w") as stream:

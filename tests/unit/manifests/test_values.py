@@ -138,6 +138,49 @@ def test_dashboard_and_alerts_ask_for_metrics_that_exist(builds: dict[str, Objec
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
 
 
+# Resident memory of the containers with the local overlay's settings, in MiB: MLflow with two workers and accounts
+# (825, on this project's machine), Triton with one CHGNet worker (750, on a cluster of one node).
+MEASURED = {"mlflow": 825, "rewards": 750}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_memory_is_requested_as_measured(builds: dict[str, Objects], name: str) -> None:
+    pod = _one(builds["local"], "Deployment", name)["spec"]["template"]["spec"]
+    requested = _mebibytes(pod["containers"][0]["resources"]["requests"]["memory"])
+    assert MEASURED[name] <= requested <= 1.5 * MEASURED[name]
+
+
+def test_a_step_fits_two_cores_beside_the_services(builds: dict[str, Objects]) -> None:
+    from pipelines.cluster import ClusterConfig
+
+    cluster = ClusterConfig.model_validate(read_yaml(ROOT / "pipelines" / "clusters" / "local.yaml"))
+    asked = [
+        container["resources"]["requests"]
+        for item in builds["local"]
+        if item["kind"] in ("Deployment", "StatefulSet")
+        for container in item["spec"]["template"]["spec"]["containers"]
+    ]
+    steps = [cluster.learner, cluster.small]  # a stage, and the engine's own or the archive beside it
+    cores = sum(_cores(entry["cpu"]) for entry in asked) + sum(_cores(step.cpu_request or step.cpu) for step in steps)
+    memory = sum(_mebibytes(entry["memory"]) for entry in asked)
+    memory += sum(_mebibytes(step.memory_request or step.memory) for step in steps)
+    assert cores <= 1.9, "a node of two cores keeps a little for itself"
+    assert memory <= 7 * 1024
+
+
+def test_the_engines_store_takes_the_namespace_for_a_profile(builds: dict[str, Objects]) -> None:
+    space = _one(builds["a100"], "Namespace", "crystalforge")
+    assert space["metadata"]["labels"]["app.kubernetes.io/part-of"] == "kubeflow-profile"
+
+
+def _cores(text: str) -> float:
+    return float(text.removesuffix("m")) / 1000 if text.endswith("m") else float(text)
+
+
+def _mebibytes(text: str) -> float:
+    return float(text[:-2]) * {"Mi": 1, "Gi": 1024}[text[-2:]]
+
+
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     shutil.copytree(MANIFESTS, tmp_path / "manifests")

@@ -7,6 +7,7 @@ deleted, a store that takes no files cost the record, never the result.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -54,11 +55,20 @@ def answered(uri: str) -> Iterator[None]:
     except Exception as error:
         if not is_fault(error):
             raise
+        remedy = "start it, correct MLFLOW_TRACKING_URI or tracking.uri, or set tracking.enabled=false"
+        if strangers(error):
+            remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account that it knows"
         raise InputError(
-            f"the tracking server refused or did not answer: {reason(error)}",
-            source=uri,
-            remedy="start it, correct MLFLOW_TRACKING_URI or tracking.uri, or set tracking.enabled=false",
+            f"the tracking server refused or did not answer: {reason(error)}", source=uri, remedy=remedy
         ) from None
+
+
+def strangers(error: BaseException) -> bool:
+    """Whether the server refuses because it does not know us, or because our account may not do that."""
+    if getattr(error, "error_code", None) in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return True
+    response = getattr(error, "response", None)
+    return getattr(response, "status_code", None) in (401, 403) or bool(re.search(r"\b40[13]\b", reason(error)))
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crystalforge.common.errors import InputError, redacted
-from crystalforge.integrations.mlflow.recording import answered, is_fault, reason
+from crystalforge.integrations.mlflow.recording import answered, is_fault, reason, strangers
 from crystalforge.integrations.mlflow.tracking import StageRun, fluent
 
 if TYPE_CHECKING:
@@ -108,6 +108,9 @@ def download(api: MlflowClient, uri: str, target: Path) -> Path:
         with fluent(api.tracking_uri):
             found = download_artifacts(artifact_uri=uri, dst_path=str(target), tracking_uri=api.tracking_uri)
     except Exception as error:
+        if strangers(error):
+            with answered(api.tracking_uri):
+                raise
         if not is_fault(error):
             raise
         raise InputError(f"cannot fetch {uri}: {reason(error)}", source=api.tracking_uri) from None

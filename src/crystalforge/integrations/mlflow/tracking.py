@@ -2,7 +2,8 @@
 
 Works against SQLite files and servers alike. Everything goes through `MlflowClient` with explicit run ids, because
 stages of one pipeline run in different processes. A run id that the workflow engine injects (MLFLOW_RUN_ID) is
-adopted as the parent.
+adopted: as the parent where it is the pipeline's, as the stage's own where the engine opened it for the task (Kubeflow
+Pipelines from 2.18 on, whose plugin tags such runs with their parent).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ MOST_PENDING = 200_000  # metrics that wait for a server that is away; of more, 
 MOST_PARAMS = 100  # MLflow's limit for one request
 LONGEST_PARAM = 6000  # MLflow's limit for the value of a parameter
 PARENT_VARIABLE = "MLFLOW_RUN_ID"
+PARENT_TAG = "mlflow.parentRunId"
 
 
 def tracking_uri(configured: str | None, root: Path) -> str:
@@ -167,13 +169,17 @@ class StageRun:
                 return
             parent = os.environ.get(PARENT_VARIABLE)
             if parent and _exists(self.api, parent):
-                experiment_of = self.api.get_run(parent).info.experiment_id
-                tags = {"mlflow.parentRunId": parent}
+                injected = self.api.get_run(parent)
+                if PARENT_TAG in injected.data.tags:  # not the pipeline's run, but the one opened for this very task
+                    self.run_id = parent
+                    self.api.update_run(parent, status="RUNNING")
+                    _note(directory, note, parent)
+                    return
+                experiment_of, tags = injected.info.experiment_id, {PARENT_TAG: parent}
             else:
                 experiment_of, tags = experiment_id(self.api, experiment, root), {}
             self.run_id = self.api.create_run(experiment_of, run_name=stage, tags=tags).info.run_id
-        directory.mkdir(parents=True, exist_ok=True)
-        note.write_text(self.run_id + "\n")
+        _note(directory, note, self.run_id)
 
     def __enter__(self) -> StageRun:
         return self
@@ -278,6 +284,11 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def _note(directory: Path, note: Path, run_id: str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    note.write_text(run_id + "\n")
+
+
 def _quieten() -> None:
     """MLflow tells of migrations, downloads and defaults at length; runs have their own output."""
     import warnings
@@ -287,6 +298,10 @@ def _quieten() -> None:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
+        # Artifacts pass through the server. Left to itself, the client goes to an address of the store that the server
+        # signs for it, which means nothing, or is forbidden, where only the server knows the store.
+        "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+        "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
     }.items():
         os.environ.setdefault(variable, value)
     warnings.filterwarnings("ignore", module="mlflow")

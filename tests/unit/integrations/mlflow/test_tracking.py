@@ -252,3 +252,19 @@ def test_a_run_that_the_workflow_engine_injects_is_adopted(
     monkeypatch.setenv(tracking.PARENT_VARIABLE, "0" * 32)
     fresh = tracking.open_parent(registry.api, "test", registry.root, "mine", None)
     assert fresh not in (injected, "0" * 32), "one that is not there is not adopted"
+
+
+def test_a_run_that_the_engine_opens_for_the_task_itself_is_the_stages_own(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tracking.experiment_id(registry.api, "test", registry.root)
+    parent = registry.api.create_run(experiment, run_name="the pipeline's").info.run_id
+    nested = registry.api.create_run(experiment, run_name="the task's", tags={tracking.PARENT_TAG: parent}).info.run_id
+    monkeypatch.setenv(tracking.PARENT_VARIABLE, nested)
+    before = len(registry.api.search_runs([experiment]))
+    with tracking.StageRun(registry.uri, "another", registry.root, "ingest", tmp_path / "stage") as run:
+        run.metrics(0, {"crystals": 3.0})
+    assert run.run_id == nested
+    assert len(registry.api.search_runs([experiment])) == before, "no third level below the task's"
+    assert registry.api.get_run(nested).data.metrics == {"crystals": 3.0}
+    assert registry.api.get_run(nested).data.tags[tracking.PARENT_TAG] == parent
