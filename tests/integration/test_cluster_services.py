@@ -188,6 +188,7 @@ def server(tracked: TrackingServer, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in ACCOUNT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # a machine that does other things too
     return tracked.url
 
 
