@@ -48,7 +48,18 @@ class CifDirSource(_Files):
     """A directory of CIF files; each data block is a record."""
 
     kind: Literal["cif-dir"] = "cif-dir"
-    pattern: str = Field(default="**/*.cif", description="which files of the directory")
+    pattern: str = Field(default="**/*.cif", description="which files of the directory, whatever their capitals")
+
+
+class FilesSource(_Files):
+    """A directory of structures in files of several kinds, told apart by their names.
+
+    CIF, POSCAR and CONTCAR (also *.vasp), pymatgen's JSON, and through ASE *.xyz (extended), *.xsf, *.res,
+    *.gen; each data block or frame is a record.
+    """
+
+    kind: Literal["files"] = "files"
+    pattern: str = Field(default="**/*", description="which files of the directory, whatever their capitals")
 
 
 class ParquetSource(_Files):
@@ -59,7 +70,8 @@ class ParquetSource(_Files):
 
 
 SourceConfig = Annotated[
-    PrototypesSource | Alex20Source | MP20Source | CifDirSource | ParquetSource, Field(discriminator="kind")
+    PrototypesSource | Alex20Source | MP20Source | CifDirSource | FilesSource | ParquetSource,
+    Field(discriminator="kind"),
 ]
 
 

@@ -5,8 +5,9 @@
 2. Constants of later Materials Project entries: parquet with material_id, eps_total and, where there is one, a CIF.
    Rows without a CIF find their structure by material_id in further parquet tables.
 
-A material of the first source is left out of the second. Nothing is left out for its value: bounds are the training's
-affair (`predictor.bounds`).
+A material of the first source is left out of the second. A row of the second that is none (a CIF that cannot be read, a
+constant that is no number) is left out, counted as `unusable` and listed in `<out>.rejects.jsonl`. Nothing is left out
+for its value: bounds are the training's affair (`predictor.bounds`).
 
 Output columns: material_id, formula, lattice (9 floats, row vectors, Å), atomic_numbers, frac_coords, eps_xx .. eps_xy
 (total tensor, symmetrised, in the frame of the lattice; null where only the constant is known), eps_total (mean
@@ -19,8 +20,9 @@ import ast
 import csv
 import json
 import math
-import warnings
+import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,25 @@ import numpy as np
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import atomic_file
 from crystalforge.crystal import Crystal
+from crystalforge.crystal.reading.cif import parse_cif
+from crystalforge.crystal.reading.consistency import check
+from crystalforge.crystal.reading.reasons import Unusable
+from crystalforge.crystal.reading.structures import crystal_of, read_poscar
+from crystalforge.crystal.reading.text import encoding_of
 
 VOIGT = (("eps_xx", 0, 0), ("eps_yy", 1, 1), ("eps_zz", 2, 2), ("eps_yz", 1, 2), ("eps_xz", 0, 2), ("eps_xy", 0, 1))
 STRUCTURE = ("material_id", "lattice", "atomic_numbers", "frac_coords")
 CELL_BYTES = 1 << 24  # the csv module's own limit of 128 KiB is less than some `meta` cells
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that is left out: where it stands, of which material, why."""
+
+    file: str
+    record: int
+    id: str
+    message: str
 
 
 def build(
@@ -43,10 +60,12 @@ def build(
     import pyarrow.parquet as parquet
 
     rows = list(read_tensors(tensors))
-    counts: dict[str, Any] = {"tensors": len(rows), "constants": 0, "without_structure": 0}
+    counts: dict[str, Any] = {"tensors": len(rows), "constants": 0, "without_structure": 0, "unusable": 0}
+    rejected: list[Rejected] = []
     if constants is not None:
-        more, counts["without_structure"] = read_constants(constants, structures, {row["material_id"] for row in rows})
-        counts["constants"] = len(more)
+        known = {row["material_id"] for row in rows}
+        more, counts["without_structure"], rejected = read_constants(constants, structures, known)
+        counts["constants"], counts["unusable"] = len(more), len(rejected)
         rows += more
     schema = pa.schema(
         [
@@ -63,16 +82,22 @@ def build(
     )
     with atomic_file(out) as temporary:
         parquet.write_table(pa.Table.from_pylist(rows, schema), temporary, compression="zstd")
+    rejects = out.with_suffix(".rejects.jsonl")
+    if rejected:
+        lines = "".join(json.dumps(asdict(reject)) + "\n" for reject in rejected)
+        with atomic_file(rejects) as temporary:
+            temporary.write_text(lines)
+        print(f"{len(rejected)} rows left out, listed in {rejects}", file=sys.stderr)
+    else:
+        rejects.unlink(missing_ok=True)
     return counts | {"rows": len(rows), "out": str(out)}
 
 
 def read_tensors(path: Path) -> Iterable[dict[str, Any]]:
     """Rows of source 1; lines that begin with # are comments."""
-    from pymatgen.core import Structure
-
     csv.field_size_limit(CELL_BYTES)
     try:
-        stream = path.open(newline="", encoding="utf-8")
+        stream = path.open(newline="", encoding=encoding_of(path))
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", source=path) from error
     with stream:
@@ -80,63 +105,87 @@ def read_tensors(path: Path) -> Iterable[dict[str, Any]]:
         for number, row in enumerate(reader, start=1):
             try:
                 meta = ast.literal_eval(row["meta"])
-                crystal = Crystal.from_structure(Structure.from_str(meta["poscar"], fmt="poscar"))
-                total, electronic = (np.array(json.loads(row[name])) for name in ("e_total", "e_electronic"))
+                name, crystal = str(meta["material_id"]), read_poscar(meta["poscar"])
+                check(crystal)
+                total, electronic = (
+                    np.array(json.loads(row[name]), np.float64) for name in ("e_total", "e_electronic")
+                )
                 symmetric = ((total + total.T) / 2).reshape(3, 3)
-            except (KeyError, TypeError, ValueError, SyntaxError, IndexError) as error:
+                if not (np.isfinite(symmetric).all() and np.isfinite(electronic).all() and electronic.shape == (3, 3)):
+                    raise ValueError("a tensor is not 3 x 3 finite numbers")
+            except (KeyError, TypeError, ValueError, SyntaxError, IndexError, AttributeError) as error:
                 raise InputError(
                     f"is no row of the tensor table ({type(error).__name__}: {error})",
                     source=path,
                     record=number,
-                    remedy="give the CSV with meta, e_total and e_electronic",
+                    remedy="give the CSV with meta, e_total and e_electronic; correct the row or leave it out",
                 ) from error
             yield {
-                **_structure_columns(str(meta["material_id"]), crystal),
-                **{name: float(symmetric[i, j]) for name, i, j in VOIGT},
+                **_structure_columns(name, crystal),
+                **{key: float(symmetric[i, j]) for key, i, j in VOIGT},
                 "eps_total": float(np.trace(symmetric) / 3),
                 "eps_electronic": float(np.trace(electronic) / 3),
                 "source": "petousis2017",
             }
 
 
-def read_constants(path: Path, structures: Sequence[Path], known: set[str]) -> tuple[list[dict[str, Any]], int]:
-    """Rows of source 2 that are not in `known`, and how many were left out for want of a structure."""
-    from pymatgen.core import Structure
-
-    given = [
-        row
-        for row in _read(path, ("material_id", "eps_total"))
-        if row["material_id"] not in known and row["eps_total"] is not None and math.isfinite(row["eps_total"])
-    ]
-    wanted = {row["material_id"] for row in given if not row.get("cif")}
+def read_constants(
+    path: Path, structures: Sequence[Path], known: set[str]
+) -> tuple[list[dict[str, Any]], int, list[Rejected]]:
+    """Rows of source 2 that are not in `known`; how many were left out for want of a structure; those that are none."""
+    rejected: list[Rejected] = []
+    given: dict[str, tuple[float, float | None, Any]] = {}
+    for number, row in enumerate(_read(path, ("material_id", "eps_total")), start=1):
+        name = str(row["material_id"])
+        if row["material_id"] is None or name in known or name in given:
+            continue
+        try:
+            total, electronic = _constant(row, "eps_total"), _constant(row, "eps_electronic")
+        except Unusable as error:
+            rejected.append(Rejected(path.name, number, name, str(error)))
+            continue
+        if total is None:
+            continue
+        crystal: Crystal | None = None
+        if row.get("cif"):
+            try:
+                crystal = parse_cif(str(row["cif"]))
+            except Unusable as error:
+                rejected.append(Rejected(path.name, number, name, str(error)))
+                continue
+        given[name] = total, electronic, crystal
+    wanted = {name for name, (_, _, crystal) in given.items() if crystal is None}
     by_id: dict[str, Crystal] = {}
     for table in structures:
-        for row in _read(table, STRUCTURE, wanted):
-            crystal = Crystal.of(row["lattice"], row["atomic_numbers"], row["frac_coords"])
-            by_id.setdefault(row["material_id"], crystal)
-    rows, seen, missing = [], set(known), 0
-    for row in given:
-        name = row["material_id"]
-        if name in seen:
-            continue
-        seen.add(name)
-        crystal = by_id.get(name)
-        if row.get("cif"):
-            with warnings.catch_warnings():  # coordinates such as 0.3333 are rounded to 1/3, which is what is wanted
-                warnings.simplefilter("ignore", UserWarning)
-                crystal = Crystal.from_structure(Structure.from_str(row["cif"], fmt="cif"))
-        if crystal is None:
-            missing += 1
-            continue
-        rows.append(
-            {
-                **_structure_columns(name, crystal),
-                "eps_total": row["eps_total"],
-                "eps_electronic": row.get("eps_electronic"),
-                "source": path.stem,
-            }
-        )
-    return rows, missing
+        for number, row in enumerate(_read(table, STRUCTURE, wanted), start=1):
+            name = str(row["material_id"])
+            try:
+                crystal = crystal_of(row)
+                check(crystal)
+                by_id.setdefault(name, crystal)
+            except Unusable as error:
+                rejected.append(Rejected(table.name, number, name, str(error)))
+    rows = [
+        {
+            **_structure_columns(name, crystal),
+            "eps_total": total,
+            "eps_electronic": electronic,
+            "source": path.stem,
+        }
+        for name, (total, electronic, found) in given.items()
+        if (crystal := found or by_id.get(name)) is not None
+    ]
+    return rows, len(given) - len(rows), rejected
+
+
+def _constant(row: dict[str, Any], column: str) -> float | None:
+    """A finite number, None where there is none; Unusable for what is no number."""
+    value = row.get(column)
+    try:
+        number = float("nan" if value is None or value == "" else value)
+    except (TypeError, ValueError) as error:
+        raise Unusable("malformed-record", f"{column} is no number: {value!r}") from error
+    return number if math.isfinite(number) else None
 
 
 def _read(path: Path, needed: Sequence[str], ids: set[str] | None = None) -> list[dict[str, Any]]:
@@ -149,10 +198,10 @@ def _read(path: Path, needed: Sequence[str], ids: set[str] | None = None) -> lis
         if missing := [name for name in needed if name not in names]:
             raise InputError(f"has no column {', '.join(missing)}", source=path, remedy=f"it has {', '.join(names)}")
         table = parquet.read_table(path, columns=list(needed) if ids is not None else None)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise InputError(f"is no readable parquet file ({error})", source=path) from error
     if ids is not None:
-        table = table.filter(pa.array([name in ids for name in table["material_id"].to_pylist()], pa.bool_()))
+        table = table.filter(pa.array([str(name) in ids for name in table["material_id"].to_pylist()], pa.bool_()))
     return table.to_pylist()
 
 

@@ -30,11 +30,11 @@ from jaxtyping import Bool, Int8
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import atomic_file, sha256_json, write_json
 from crystalforge.common.progress import Progress
+from crystalforge.crystal.reading.reasons import REMEDIES
 from crystalforge.data.config import SPLITS, DataConfig
 from crystalforge.data.fingerprint import assign_splits, select
 from crystalforge.data.shards import NO_SPLIT, Limits, Reject, chunks, is_whole, make_shard, read_shard, shard_key
 from crystalforge.data.sources import Record, Source, open_source
-from crystalforge.data.sources.base import REMEDIES
 from crystalforge.data.store import Rows, TokenStore
 from crystalforge.data.workers import Pool, available_processes
 

@@ -19,14 +19,16 @@ import numpy as np
 
 from crystalforge.common.files import atomic_file, sha256_json
 from crystalforge.crystal import ATOM_TYPES, Crystal, Tokens
-from crystalforge.crystal.convert import TokenizeError, tokenize, tokenize_many
+from crystalforge.crystal.convert import TokenizeError, to_crystals, tokenize, tokenize_many
+from crystalforge.crystal.reading.consistency import check
+from crystalforge.crystal.reading.reasons import Unusable
 from crystalforge.data.config import SPLITS, DataConfig
 from crystalforge.data.fingerprint import fingerprints
-from crystalforge.data.sources.base import REMEDIES, Record, Unusable
+from crystalforge.data.sources.base import Record
 from crystalforge.data.sources.tables import REFERENCE
 from crystalforge.data.store import PROPERTIES, Rows
 
-VERSION = 1  # raise it when the same records come out differently
+VERSION = 2  # raise it when the same records come out differently
 NO_SPLIT = -2  # the source gives this row no split; one is assigned later
 
 
@@ -143,6 +145,10 @@ def _tokens_of(record: Record, limits: Limits, known: Tokens | None) -> Tokens:
         tokens = record.payload
         if int(tokens.n_sites[0]) > limits.max_sites:
             raise Unusable("too-many-sites", f"{tokens.n_sites[0]} sites, at most {limits.max_sites} are allowed")
+        crystal = to_crystals(tokens, primitive=True)[0]
+        if crystal is None:
+            raise Unusable("degenerate-cell", "the tokens make no cell")
+        check(crystal)
         heaviest = int(tokens.element.max())
     else:
         crystal = record.crystal()
@@ -177,8 +183,7 @@ def _split_code(name: str | None) -> int:
 
 
 def _reject(record: Record, error: Unusable) -> Reject:
-    remedy = REMEDIES.get(error.reason, "correct the structure or leave it out")
-    return Reject(record.file, record.number, record.id, error.reason, error.value, str(error), remedy)
+    return Reject(record.file, record.number, record.id, error.reason, error.value, str(error), error.remedy)
 
 
 def write_shard(file: Path, rows: Rows, rejects: Sequence[Reject]) -> None:

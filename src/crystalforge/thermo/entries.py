@@ -13,6 +13,7 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,18 @@ from jaxtyping import Float64, Int32, Int64
 
 from crystalforge.common.errors import InputError
 
-ENERGY_COLUMNS = ("energy_per_atom", "corrected_energy_per_atom", "formation_energy_per_atom")
-"""Parquet columns that hold an energy, in the order of preference; the last one has the scale `formation`."""
+ENERGY_COLUMNS = {
+    "corrected_energy_per_atom": "mp2020",
+    "energy_per_atom": "mp2020",
+    "formation_energy_per_atom": "formation",
+}
+"""Parquet columns that hold an energy, in the order of preference, and the scale that each has unless another is named.
+Beside corrected energies the plain ones are uncorrected: they are taken for a scale without corrections."""
+
+UNCORRECTED = frozenset(("pbe", "raw", "uncorrected"))
+
+ION = re.compile(r"([A-Z][a-z]?)(?:[0-9.]*[+-])?")
+CHARGED = re.compile(r"([A-Z][a-z]?)[0-9.]*[+-]([0-9.]*)\s*")
 
 OPENERS: dict[str, Any] = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}
 
@@ -96,8 +107,9 @@ class Entries:
 def read_entries(path: str | Path, *, scale: str | None = None) -> Entries:
     """Read reference phases from a file, or the embedded prototypes when `path` is "embedded".
 
-    scale: overrides what the file's kind implies (`formation` for a formation-energy column, else `mp2020`).
-    Raises InputError naming the file and what was expected in it.
+    scale: overrides what the file's kind implies (`formation` for a formation-energy column, else `mp2020`). Rows
+    without energy or composition are skipped and counted. Raises InputError naming the file, the record and what was
+    expected in it.
     """
     if str(path) == "embedded":
         from importlib import resources
@@ -127,43 +139,102 @@ def read_entries(path: str | Path, *, scale: str | None = None) -> Entries:
 
 def parse_formula(formula: str) -> dict[int, float]:
     """{atomic number: amount} of a formula; raises InputError when it is none."""
-    from pymatgen.core import Composition, Element
+    from pymatgen.core import Composition
 
+    text = formula.strip()
     try:
+        if "+" in text or "-" in text:
+            return _charged(text)
         # By symbol once more: pymatgen takes unknown symbols for dummy species.
-        return {Element(symbol).Z: float(amount) for symbol, amount in Composition(formula).as_dict().items()}
-    except ValueError as error:
+        return _by_number(Composition(text).as_dict())
+    except (ValueError, KeyError) as error:
         raise InputError(f"{formula!r} is not a formula ({error})") from error
 
 
+def _charged(formula: str) -> dict[int, float]:
+    """A formula of ions, as pymatgen writes it: symbol, charge, amount (`Fe3+2 O2-3` is Fe2O3)."""
+    if CHARGED.sub("", formula).strip():
+        raise ValueError("a part of it is no ion such as Na+, Fe3+ or O2-2 (two of O2-)")
+    found: dict[str, float] = {}
+    for symbol, amount in CHARGED.findall(formula):
+        found[symbol] = found.get(symbol, 0.0) + (float(amount) if amount else 1.0)
+    return _by_number(found)
+
+
+def _by_number(amounts: Mapping[str, float]) -> dict[int, float]:
+    """{atomic number: amount} of {symbol or ion: amount}; ValueError for what is no element."""
+    from pymatgen.core import Element
+
+    found: dict[int, float] = {}
+    for name, amount in amounts.items():
+        match = ION.fullmatch(name)
+        if match is None:
+            raise ValueError(f"{name!r} is no element")
+        z = Element(match.group(1)).Z
+        found[z] = found.get(z, 0.0) + float(amount)
+    return found
+
+
 def _from_parquet(path: Path, scale: str | None) -> Entries:
+    import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    file = parquet.ParquetFile(path)
-    names = set(file.schema_arrow.names)
-    energy = next((name for name in ENERGY_COLUMNS if name in names), None)
-    composition = next((name for name in ("atomic_numbers", "formula") if name in names), None)
-    if energy is None or composition is None:
-        raise InputError(
-            f"has the columns {', '.join(sorted(names))}",
-            source=path,
-            remedy=f"give atomic_numbers or formula, and one of {', '.join(ENERGY_COLUMNS)}",
-        )
-    identity = next((name for name in ("id", "material_id") if name in names), None)
-    table = file.read(columns=[composition, energy] + ([identity] if identity else []))
-    column = table[composition].to_pylist()
-    if composition == "formula":
-        cache: dict[str, dict[int, float]] = {}
-        rows = [cache[text] if text in cache else cache.setdefault(text, parse_formula(text)) for text in column]
-    else:
-        rows = [_count(numbers) for numbers in column]
-    implied = "formation" if energy == "formation_energy_per_atom" else "mp2020"
+    try:
+        file = parquet.ParquetFile(path)
+        names = set(file.schema_arrow.names)
+        energy = _energy_column(names, scale)
+        composition = next((name for name in ("atomic_numbers", "formula") if name in names), None)
+        if energy is None or composition is None:
+            raise InputError(
+                f"has the columns {', '.join(sorted(names))}",
+                source=path,
+                remedy=f"give atomic_numbers or formula, and one of {', '.join(ENERGY_COLUMNS)}",
+            )
+        identity = next((name for name in ("id", "material_id") if name in names), None)
+        table = file.read(columns=[composition, energy] + ([identity] if identity else []))
+        energies = table[energy].cast(pa.float64()).to_numpy()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"is no readable parquet file of energies ({error})", source=path) from error
+    cache: dict[Any, dict[int, float]] = {}
+    rows = []
+    for number, cell in enumerate(table[composition].to_pylist(), start=1):
+        key = tuple(cell) if isinstance(cell, list) else cell
+        try:
+            if key not in cache:
+                cache[key] = _composition_of(key)
+        except (InputError, TypeError, ValueError) as error:
+            problem = error.problem if isinstance(error, InputError) else f"{cell!r} is no composition ({error})"
+            raise InputError(problem, source=path, record=number, remedy="correct the row or leave it out") from error
+        rows.append(cache[key])
     return Entries.of(
         rows,
-        table[energy].to_numpy(),
-        table[identity].to_pylist() if identity else None,
-        scale=scale or implied,
+        energies,
+        [str(name) for name in table[identity].to_pylist()] if identity else None,
+        scale=scale or ENERGY_COLUMNS[energy],
     )
+
+
+def _energy_column(names: set[str], scale: str | None) -> str | None:
+    """The column to read: the corrected energies belong to the corrected scale, others to the scale that is named."""
+    order = list(ENERGY_COLUMNS)
+    if scale in UNCORRECTED:
+        order.remove("energy_per_atom")
+        order.insert(0, "energy_per_atom")
+    elif scale == "formation":
+        order.reverse()
+    return next((name for name in order if name in names), None)
+
+
+def _composition_of(cell: Any) -> dict[int, float]:
+    """{atomic number: amount} of a formula or of atomic numbers; empty for a cell without one."""
+    if cell is None or cell == "":
+        return {}
+    if isinstance(cell, str):
+        return parse_formula(cell)
+    wrong = [z for z in cell if z is None or not 1 <= z <= 118 or z != int(z)]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is no atomic number")
+    return _count(cell)
 
 
 def _count(numbers: Sequence[int]) -> dict[int, float]:
@@ -176,7 +247,7 @@ def _count(numbers: Sequence[int]) -> dict[int, float]:
 def _from_json(path: Path, scale: str | None) -> Entries:
     opener = OPENERS.get(path.suffix, open)
     try:
-        with opener(path, "rt", encoding="utf-8") as stream:
+        with opener(path, "rt", encoding="utf-8-sig") as stream:
             content = json.load(stream)
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"is not readable JSON ({error})", source=path) from error
@@ -191,9 +262,12 @@ def _from_json(path: Path, scale: str | None) -> Entries:
     for number, entry in enumerate(entries):
         try:
             composition, energy, identity = _read_entry(entry, number)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(
-                f"is not a computed entry ({type(error).__name__}: {error})", source=path, record=number
+                f"is not a computed entry ({type(error).__name__}: {getattr(error, 'problem', error)})",
+                source=path,
+                record=number,
+                remedy="correct the entry or leave it out",
             ) from error
         compositions.append(composition)
         energies.append(energy)
@@ -221,30 +295,29 @@ def _entry_dicts(content: Any) -> Iterable[dict[str, Any]]:
         yield from _entry_dicts(computed.get("all_entries", []))
 
 
-def _read_entry(entry: dict[str, Any], number: int) -> tuple[dict[int, float], float, str]:
-    """(composition, corrected energy per atom, id) of one serialised ComputedEntry, PDEntry or structure
-    entry.
-    """
-    from pymatgen.core import Element
+def _read_entry(entry: dict[str, Any], number: int) -> tuple[dict[int, float], float | None, str]:
+    """(composition, corrected energy per atom, id) of one serialised ComputedEntry, PDEntry or structure entry.
 
+    Elements may carry charges; without a composition or an energy the entry has none.
+    """
     composition = entry.get("composition")
     if isinstance(composition, str):
-        amounts = parse_formula(composition)
+        amounts = parse_formula(composition) if composition.strip() else {}
     elif isinstance(composition, dict):
-        amounts = {
-            Element(symbol).Z: float(amount) for symbol, amount in composition.items() if not symbol.startswith("@")
-        }
+        amounts = _by_number({symbol: value for symbol, value in composition.items() if not symbol.startswith("@")})
     else:
         amounts = {}
         for site in entry["structure"]["sites"]:
             for species in site["species"]:
-                z = Element(species["element"]).Z
-                amounts[z] = amounts.get(z, 0.0) + float(species["occu"])
+                for z, amount in _by_number({species["element"]: species["occu"]}).items():
+                    amounts[z] = amounts.get(z, 0.0) + amount
+    identity = str(entry.get("entry_id") or (entry.get("data") or {}).get("mat_id") or number)
+    if entry["energy"] is None or sum(amounts.values()) <= 0:
+        return amounts, None, identity
     # `energy` of a serialised entry is uncorrected; the corrections stand beside it.
     energy = float(entry["energy"])
     if entry.get("correction") is not None:
         energy += float(entry["correction"])
     else:
         energy += sum(float(item["value"]) for item in entry.get("energy_adjustments") or [])
-    identity = entry.get("entry_id") or (entry.get("data") or {}).get("mat_id") or number
-    return amounts, energy / sum(amounts.values()), str(identity)
+    return amounts, energy / sum(amounts.values()), identity

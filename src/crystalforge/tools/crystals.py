@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from crystalforge.crystal import Crystal, Tokens
     from crystalforge.crystal.convert import Tokenized
+    from crystalforge.data.sources import Record
     from crystalforge.model.sampling.config import SamplingConfig
     from crystalforge.model.sampling.sampler import Precision
     from crystalforge.model.sampling.samples import Samples
@@ -181,64 +183,64 @@ def _draws(table: pa.Table) -> np.ndarray:
 def _tokens_of(sources: Sequence[Path], rejects: Path, processes: int | None) -> tuple[list[str], Tokenized]:
     """Read and tokenise; the first value names every record, also those that were rejected."""
     from crystalforge.crystal.convert import tokenize_many
+    from crystalforge.crystal.reading.reasons import Unusable
+    from crystalforge.crystal.reading.text import printable
+    from crystalforge.data.shards import Reject
 
     ids: list[str] = []
-    unusable: dict[int, dict[str, Any]] = {}
+    origins: list[tuple[str, int]] = []
+    unusable: dict[int, Unusable] = {}
 
     def crystals() -> Iterator[Crystal | None]:
-        from crystalforge.data.sources.base import Unusable
-
         for record in _records(sources):
+            place = len(ids)
             ids.append(record.id)
+            origins.append((record.file, record.number))
             try:
                 yield record.crystal()
             except Unusable as error:
-                unusable[len(ids) - 1] = {"file": record.file, "record": record.number, "id": record.id} | {
-                    "reason": error.reason,
-                    "message": str(error),
-                }
+                unusable[place] = error
                 yield None
 
     with Progress("tokenize", None, unit="crystals") as progress:
         done = tokenize_many(crystals(), processes=processes or os.cpu_count() or 1, progress=progress)
-    lines = [
-        unusable.get(reject.index)
-        or {"id": ids[reject.index], "reason": reject.reason, "message": reject.message, "record": reject.index + 1}
-        for reject in done.rejects
-    ]
+    lines = []
+    for reject in done.rejects:
+        error = unusable.get(reject.index) or Unusable(reject.reason.replace("_", "-"), reject.message)
+        file, number = origins[reject.index]
+        lines.append(Reject(file, number, ids[reject.index], error.reason, error.value, str(error), error.remedy))
     if lines:
         with atomic_file(rejects) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            temporary.write_text("".join(json.dumps(asdict(line)) + "\n" for line in lines))
         print(f"{len(lines)} of {len(ids)} rejected, listed in {rejects}", file=sys.stderr)
+    else:
+        rejects.unlink(missing_ok=True)  # an earlier call's
     if not len(done.tokens):
+        first = f"; the first, {lines[0].id}: {lines[0].message}" if lines else ""
         raise InputError(
-            f"none of {len(ids)} records is usable" if ids else "there are no records",
-            source=", ".join(map(str, sources)),
-            remedy=f"see {rejects}" if ids else "give CIF files, a directory of them, or a parquet file",
+            f"none of {len(ids)} records is usable{first}" if ids else "there are no records",
+            source=", ".join(map(printable, sources)),
+            remedy=f"see {rejects}" if ids else "give crystal files, a directory of them, or a parquet file",
         )
     return ids, done
 
 
-def _records(sources: Sequence[Path]) -> Iterator[Any]:
-    from crystalforge.data.cif import split_blocks
-    from crystalforge.data.sources.base import Record, Unusable
-    from crystalforge.data.sources.cif_dir import CifDirectory
+def _records(sources: Sequence[Path]) -> Iterator[Record]:
+    """Every crystal of the sources; names tell apart what comes from different ones."""
+    from crystalforge.crystal.reading.text import printable
+    from crystalforge.data.sources.files import ANY_PATTERN, StructureFiles, names_of, read_file
     from crystalforge.data.sources.tables import ParquetRecords
 
-    for path in sources:
-        if path.is_dir():
-            yield from CifDirectory(path, "**/*.cif").records()
-        elif path.suffix == ".parquet":
-            yield from ParquetRecords(path).records()
-        elif path.is_file():
-            text = path.read_text(encoding="utf-8", errors="replace")
-            blocks = [content for _, content in split_blocks(text)]
-            nothing = Unusable("malformed-cif", "the file has no data block", text[:80])
-            for number, payload in enumerate(blocks or [nothing], start=1):
-                name = path.stem if len(blocks) < 2 else f"{path.stem}#{number}"
-                yield Record(str(path), number, name, payload)
+    several = sum(path.is_dir() or path.suffix.lower() == ".parquet" for path in sources) > 1
+    for path, name in zip(sources, names_of(sources), strict=True):
+        if path.is_file() and path.suffix.lower() != ".parquet":
+            yield from read_file(path, printable(path), name)
+        elif path.exists():
+            found = StructureFiles(path, ANY_PATTERN) if path.is_dir() else ParquetRecords(path, splits=False)
+            for record in found.records():
+                yield replace(record, id=f"{name}/{record.id}") if several else record
         else:
-            raise InputError("there is no such file or directory", source=path, remedy="correct the path")
+            raise InputError("there is no such file or directory", source=printable(path), remedy="correct the path")
 
 
 def _token_table(ids: Sequence[str], tokens: Tokens) -> pa.Table:

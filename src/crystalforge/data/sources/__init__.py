@@ -4,7 +4,8 @@
 >>> for record in source.records(): ...                       # doctest: +SKIP
 """
 
-from crystalforge.data.sources.base import Record, Source, Unusable
+from crystalforge.crystal.reading.reasons import Unusable
+from crystalforge.data.sources.base import Record, Source
 from crystalforge.data.sources.open import open_source
 
 __all__ = ["Record", "Source", "Unusable", "open_source"]

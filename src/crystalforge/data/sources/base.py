@@ -10,27 +10,9 @@ import numpy as np
 
 from crystalforge.common.errors import InputError
 from crystalforge.crystal import Crystal, Tokens
-from crystalforge.data.cif import CifError, parse_cif
-
-REMEDIES = {
-    "malformed-cif": "export the structure again as CIF",
-    "malformed-record": "correct the record or leave it out",
-    "partial-occupancy": "give an ordered structure",
-    "unknown-element": "give chemical elements only",
-    "too-many-sites": "give a smaller or more symmetric structure; the model has 20 sites",
-    "too-many-atoms": "raise data.max_atoms or leave the record out",
-    "above-hull": "raise data.max_e_above_hull or leave the record out",
-    "heavy-element": "raise data.max_atomic_number or leave the record out",
-    "duplicate": "nothing to do: a matching structure is kept",
-}
-
-
-class Unusable(ValueError):
-    """Why one record cannot be used: a short code, the value seen and a sentence."""
-
-    def __init__(self, reason: str, message: str, value: object = "") -> None:
-        super().__init__(message)
-        self.reason, self.value = reason, str(value)[:200]
+from crystalforge.crystal.reading.cif import parse_cif
+from crystalforge.crystal.reading.consistency import Stated, check, check_stated
+from crystalforge.crystal.reading.reasons import Unusable
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +20,8 @@ class Record:
     """One record as read, before anything is made of it.
 
     file, number: where it stands (number counts from 1); payload: CIF text, a crystal, ready tokens (B = 1), or
-    why there is none; properties: eV/atom; split: as given by the source ('reference' for rows of no split).
+    why there is none; properties: eV/atom; split: as given by the source ('reference' for rows of no split); stated:
+    what the record says of the crystal beside its atoms.
     """
 
     file: str
@@ -47,25 +30,27 @@ class Record:
     payload: str | Crystal | Tokens | Unusable
     properties: Mapping[str, float] = field(default_factory=dict)
     split: str | None = None
+    stated: Stated | None = None
 
     def crystal(self) -> Crystal:
-        """The crystal that the record describes; raises Unusable."""
+        """The crystal that the record describes, checked against what it says of itself; raises Unusable."""
         if isinstance(self.payload, Unusable):
             raise self.payload
         if isinstance(self.payload, str):
-            try:
-                return parse_cif(self.payload)
-            except CifError as error:
-                raise Unusable(error.reason, str(error), error.value) from error
+            crystal = parse_cif(self.payload)  # which checks the distances
+            if self.stated is not None:
+                check_stated(crystal, self.stated)
+            return crystal
         assert isinstance(self.payload, Crystal)
+        check(self.payload, self.stated)
         return self.payload
 
     def update_hash(self, digest: Any) -> None:
         """Feed everything that decides what becomes of this record (its place among the files does not)."""
-        digest.update(repr((self.id, sorted(self.properties.items()), self.split)).encode())
+        digest.update(repr((self.id, sorted(self.properties.items()), self.split, self.stated)).encode())
         payload = self.payload
         if isinstance(payload, str):
-            digest.update(payload.encode())
+            digest.update(payload.encode(errors="surrogatepass"))
         elif isinstance(payload, Unusable):
             digest.update(f"{payload.reason}:{payload}".encode())
         elif isinstance(payload, Crystal):

@@ -15,10 +15,15 @@ import numpy as np
 
 from crystalforge.common.errors import InputError, missing_extra
 from crystalforge.crystal import ATOM_TYPES, Tokens, wyckoff
+from crystalforge.crystal.lattice import is_cell, symmetrize
+from crystalforge.crystal.orbits import representative_error, to_representative
+from crystalforge.crystal.reading.reasons import Unusable
 from crystalforge.data.config import SPLITS
-from crystalforge.data.sources.base import Record, Unusable
+from crystalforge.data.sources.base import Record
 from crystalforge.model.published.restricted_pickle import read_pickled_array
 
+CELL_TOLERANCE = 0.01  # relative, of an edge that the group makes equal to another; of an angle in radians
+SITE_TOLERANCE = 0.01  # fractional, of a site from its Wyckoff position
 FIELDS = ("spacegroup", "lattice", "coords", "element", "wyckoff")
 TAILS: dict[str, tuple[int | None, ...]] = {
     "spacegroup": (),
@@ -101,6 +106,29 @@ def _checked(values: Mapping[str, np.ndarray]) -> Tokens | Unusable:
         return Unusable("unknown-element", "an atomic number is outside 1..118", elements.tolist())
     if not (np.isfinite(coords[:sites]).all() and np.isfinite(lattice).all()) or (lattice <= 0).any():
         return Unusable("malformed-record", "lattice or coordinates are no possible numbers", lattice.tolist())
+    if not is_cell(lattice[None])[0]:
+        message = "edges and angles enclose no cell; angles are wanted in radians, between 0 and pi"
+        return Unusable("degenerate-cell", message, lattice.tolist())
     coords[sites:] = 0.0
     coords = coords - np.floor(coords)
-    return Tokens(np.array([group], np.int32), letters[None], elements[None], coords[None], lattice[None])
+    tokens = Tokens(np.array([group], np.int32), letters[None], elements[None], coords[None], lattice[None])
+    return _inconsistency(tokens) or tokens
+
+
+def _inconsistency(tokens: Tokens) -> Unusable | None:
+    """What of a row contradicts its space group: the cell, or a site that is not on its Wyckoff position."""
+    group = int(tokens.spacegroup[0])
+    wanted = symmetrize(tokens.spacegroup, tokens.lattice)
+    if (np.abs(wanted - tokens.lattice) > CELL_TOLERANCE * np.array([*tokens.lattice[0, :3], 1, 1, 1])).any():
+        message = f"the cell does not have the symmetry of space group {group}"
+        return Unusable("contradiction", message, tokens.lattice[0].tolist())
+    sites = int(tokens.n_sites[0])
+    letters, groups = tokens.wyckoff[0, :sites].astype(np.int64), np.full(sites, group, np.int64)
+    points = to_representative(groups, letters, tokens.coords[0, :sites])
+    away = np.sqrt(representative_error(groups, letters, points))
+    if away.max() > SITE_TOLERANCE:
+        k = int(away.argmax())
+        name = wyckoff.letter_name(int(letters[k]))
+        message = f"site {k + 1} is not on Wyckoff position {name} of space group {group}"
+        return Unusable("contradiction", message, tokens.coords[0, k].tolist())
+    return None

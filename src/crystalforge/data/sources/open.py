@@ -10,13 +10,14 @@ from crystalforge.data.config import (
     Alex20Source,
     CifDirSource,
     DataConfig,
+    FilesSource,
     MP20Source,
     ParquetSource,
     PrototypesSource,
 )
 from crystalforge.data.sources.base import Source
-from crystalforge.data.sources.cif_dir import CifDirectory
 from crystalforge.data.sources.fetch import NotThere, fetch, fetch_all, is_url
+from crystalforge.data.sources.files import StructureFiles
 from crystalforge.data.sources.lmdb_tokens import LmdbTokens
 from crystalforge.data.sources.tables import CsvRecords, ParquetRecords, embedded
 
@@ -27,17 +28,18 @@ def open_source(config: DataConfig, downloads: Path) -> Source:
     Raises InputError for a missing file, directory or column, and for a checksum that differs.
     """
     source = config.source
+    given = config.split.mode != "formula"
     match source:
         case PrototypesSource():
             return embedded()
         case ParquetSource():
-            return ParquetRecords(fetch(source.path, downloads, source.checksums), source.split_column)
-        case CifDirSource():
+            return ParquetRecords(fetch(source.path, downloads, source.checksums), source.split_column, splits=given)
+        case CifDirSource() | FilesSource():
             if is_url(source.path):
                 raise InputError(
                     "a directory cannot be listed over a URL", source=source.path, remedy="download it first"
                 )
-            return CifDirectory(Path(source.path).expanduser(), source.pattern)
+            return StructureFiles(Path(source.path).expanduser(), source.pattern)
         case MP20Source():
             files = _splits(source.path, ".csv", downloads, source.checksums)
             return CsvRecords(files, needed=("material_id", "cif"))

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import ast
 import csv
+import json
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from crystalforge.common.errors import InputError
 from crystalforge.crystal import Crystal
+from crystalforge.crystal.reading.consistency import Stated, read_formula
+from crystalforge.crystal.reading.reasons import Unusable
+from crystalforge.crystal.reading.structures import crystal_of, structure_of
+from crystalforge.crystal.reading.text import encoding_of
 from crystalforge.data.config import SPLITS
-from crystalforge.data.sources.base import Record, Unusable, energies, missing_columns
+from crystalforge.data.sources.base import Record, energies, missing_columns
 
 if TYPE_CHECKING:
+    import pyarrow
     import pyarrow.parquet
 
 NEEDED = ("lattice", "atomic_numbers", "frac_coords")
@@ -24,27 +30,37 @@ ID_COLUMNS = ("id", "material_id", "mat_id")
 ENERGIES = ("energy_per_atom", "formation_energy_per_atom", "e_above_hull")
 BATCH = 2048  # parquet rows in memory at a time
 CELL_BYTES = 1 << 24  # a CIF of 16 MiB is no crystal of 20 atoms; the csv module's own limit is 128 KiB
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 REFERENCE = "reference"
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    REFERENCE: REFERENCE,
+}
+FORMULA_COLUMNS = ("pretty_formula", "formula", "reduced_formula", "formula_pretty", "composition")
+NO_VALUE = frozenset(("", "none", "null", "nan", "na", "n/a", "-"))
 
 
 class ParquetRecords:
     """Parquet with lattice (9 floats, row vectors, Å), atomic_numbers and frac_coords (flattened).
 
     Optional: id (or material_id), energy_per_atom, formation_energy_per_atom, e_above_hull (eV/atom), and a split
-    ('train', 'val', 'test'; 'reference' for rows of no split). With given splits, rows without one are left out.
+    ('train', 'val', 'test' or `training`, `valid`, ...; 'reference' for rows of no split). With given splits, rows
+    without one are left out, and another name is an error. A formula is compared with the atoms.
     """
 
-    def __init__(self, file: Path, split_column: str = "split") -> None:
-        self.file, self._split_column = file, split_column
+    def __init__(self, file: Path, split_column: str = "split", *, splits: bool = True) -> None:
+        self.file, self._split_column, self._splits = file, split_column, splits
         present = self._open().schema_arrow.names
         missing = [name for name in NEEDED if name not in present]
         if missing:
             raise missing_columns(file, missing, present)
         self._id = next((name for name in ID_COLUMNS if name in present), None)
-        self._columns = [
-            name for name in (*NEEDED, self._id, *ENERGIES, split_column) if name is not None and name in present
-        ]
+        self._formula = next((name for name in FORMULA_COLUMNS if name in present), None)
+        wanted = (*NEEDED, self._id, *ENERGIES, split_column, self._formula)
+        self._columns = [name for name in wanted if name is not None and name in present]
+        if splits and split_column in present:
+            self._check_splits()
 
     def count(self) -> int:
         """Rows of the file."""
@@ -53,14 +69,39 @@ class ParquetRecords:
     def records(self) -> Iterator[Record]:
         """One record per row, in order."""
         number = 0
-        for batch in self._open().iter_batches(batch_size=BATCH, columns=self._columns):
+        for batch in self._batches(self._columns):
             for row in batch.to_pylist():
                 number += 1
                 name = str(row[self._id]) if self._id is not None else f"{self.file.stem}-{number}"
-                given = row.get(self._split_column)
-                split = given if given == REFERENCE else SPLIT_NAMES.get(str(given).lower())
+                split = split_name(row.get(self._split_column))
                 payload, properties = _row_payload(row)
-                yield Record(self.file.name, number, name, payload, properties, split)
+                stated = _formula_of(row.get(self._formula)) if self._formula is not None else None
+                yield Record(self.file.name, number, name, payload, properties, split, stated)
+
+    def _batches(self, columns: list[str]) -> Iterator[pyarrow.RecordBatch]:
+        import pyarrow as pa
+
+        try:
+            yield from self._open().iter_batches(batch_size=BATCH, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"is damaged ({error})", source=self.file, remedy="write or download the file again"
+            ) from error
+
+    def _check_splits(self) -> None:
+        """InputError when the split column holds a name that is not understood."""
+        odd: Counter[str] = Counter()
+        for batch in self._batches([self._split_column]):
+            for value, count in Counter(batch.column(0).to_pylist()).items():
+                if split_name(value) is None and not _is_missing(value):
+                    odd[str(value)] += count
+        if odd:
+            shown = ", ".join(f"{name!r} ({count} rows)" for name, count in list(odd.items())[:8])
+            raise InputError(
+                f"column {self._split_column!r} names splits that are not known: {shown}",
+                source=self.file,
+                remedy=f"write {', '.join(SPLITS)} (or {REFERENCE}), or set data.split.mode=formula to split anew",
+            )
 
     def _open(self) -> pyarrow.parquet.ParquetFile:
         import pyarrow as pa
@@ -70,6 +111,26 @@ class ParquetRecords:
             return parquet.ParquetFile(self.file)
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"is no parquet file ({error})", source=self.file) from error
+
+
+def split_name(given: object) -> str | None:
+    """The split that a table's cell names; None where it names none that is known.
+
+    >>> split_name("Training"), split_name("dev")
+    ('train', None)
+    """
+    return SPLIT_NAMES.get(str(given).strip().lower()) if isinstance(given, str) else None
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or value != value or (isinstance(value, str) and value.strip().lower() in NO_VALUE)
+
+
+def _formula_of(cell: object) -> Stated | None:
+    """The statement of a row's formula, whose ratios must be those of the atoms; None where it is not understood."""
+    if not isinstance(cell, str) or (formula := read_formula(cell)) is None:
+        return None
+    return Stated(formula=formula, text=cell.strip())
 
 
 def embedded() -> ParquetRecords:
@@ -84,45 +145,34 @@ def embedded() -> ParquetRecords:
 
 
 def _row_payload(row: Mapping[str, Any]) -> tuple[Crystal | Unusable, dict[str, float]]:
+    properties: dict[str, float] = {}
     try:
         properties = energies(row)
-        lattice = np.array(row["lattice"], dtype=np.float64).ravel()
-        numbers = np.array(row["atomic_numbers"], dtype=np.float64).ravel()
-        frac = np.array(row["frac_coords"], dtype=np.float64).ravel()
+        return crystal_of(row), properties
     except Unusable as error:
-        return error, {}
-    except (TypeError, ValueError) as error:
-        return Unusable("malformed-record", f"lattice, numbers or coordinates are not numeric ({error})"), {}
-    if lattice.size != 9 or not numbers.size or frac.size != 3 * numbers.size:
-        sizes = f"{lattice.size} lattice, {numbers.size} atomic numbers, {frac.size} coordinate values"
-        return Unusable("malformed-record", "expected 9 lattice values and 3 coordinates per atom", sizes), properties
-    if not (np.isfinite(lattice).all() and np.isfinite(frac).all()):
-        return Unusable("malformed-record", "lattice or coordinates are not finite"), properties
-    unknown = numbers[(numbers != np.round(numbers)) | (numbers < 1) | (numbers > 118)]
-    if unknown.size:
-        return Unusable("unknown-element", f"Z = {unknown[0]:g} is no element", f"{unknown[0]:g}"), properties
-    return Crystal.of(lattice, numbers.astype(np.int32), frac), properties
+        return error, properties
 
 
 class CsvRecords:
     """CSV files with a CIF in column `cif`: MP-20 (CDVAE's layout) and Alex-20 (CrystalFormer's).
 
-    Alex-20's column may also hold the printed dictionary of a pymatgen structure; it is read as a literal, never
-    evaluated. The file's name is the split.
+    The column may also hold a pymatgen structure as JSON, or its printed dictionary, which is read as a literal and
+    never evaluated. The file's name is the split. A formula column is compared with the atoms. A file that ends inside
+    a record (a download cut short) loses that record, as a reject.
     """
 
     def __init__(self, files: Mapping[str, Path], *, needed: tuple[str, ...] = ("cif",)) -> None:
-        self._files, self._needed = dict(files), needed
-        for file in self._files.values():
-            with file.open(newline="", encoding="utf-8") as stream:
-                present = next(csv.reader(stream), [])
+        self._files = dict(files)
+        self._encodings = {split: encoding_of(file) for split, file in self._files.items()}
+        for split, file in self._files.items():
+            present = next(self._cells(split), [])
             missing = [name for name in needed if name not in present]
             if missing:
                 raise missing_columns(file, missing, present)
 
     def count(self) -> int:
-        """Rows of all files; reading them takes a second per 100 MB."""
-        return sum(1 for split in self._files for _ in self._rows(self._files[split]))
+        """Rows of all files; reading them takes a second per 100 MB. Raises InputError for a file that is no CSV."""
+        return sum(1 for split in self._files for _ in self._rows(split))
 
     def records(self) -> Iterator[Record]:
         """One record per row: train first, then val, test."""
@@ -131,7 +181,10 @@ class CsvRecords:
                 yield from self._read(self._files[split], split)
 
     def _read(self, file: Path, split: str) -> Iterator[Record]:
-        for number, row in enumerate(self._rows(file), start=1):
+        for number, row in enumerate(self._rows(split), start=1):
+            if isinstance(row, Unusable):
+                yield Record(file.name, number, f"{file.stem}-{number}", row, {}, split)
+                continue
             name = next((str(row[key]) for key in ID_COLUMNS if row.get(key)), f"{file.stem}-{number}")
             text = row.get("cif") or ""
             payload: str | Crystal | Unusable = text
@@ -139,34 +192,64 @@ class CsvRecords:
             try:
                 properties = energies(row)
                 if text.lstrip().startswith("{"):
-                    payload = _printed_structure(text)
+                    payload = structure_of(_dictionary(text))
                 elif not text.strip():
                     payload = Unusable("malformed-cif", "the cell `cif` is empty")
             except Unusable as error:
                 payload = error
-            yield Record(file.name, number, name, payload, properties, split)
+            stated = next((found for key in FORMULA_COLUMNS if (found := _formula_of(row.get(key)))), None)
+            yield Record(file.name, number, name, payload, properties, split, stated)
 
-    @staticmethod
-    def _rows(file: Path) -> Iterator[dict[str, str]]:
+    def _rows(self, split: str) -> Iterator[dict[str, str] | Unusable]:
+        """Rows by column; Unusable for one that has too few or too many cells."""
+        cells = self._cells(split)
+        header = next(cells, [])
+        for row in cells:
+            if len(row) == len(header):
+                yield dict(zip(header, row, strict=True))
+            elif row == [CUT]:
+                yield Unusable("malformed-record", "the file ends inside this record", f"{self._files[split].name}")
+            else:
+                message = f"the row has {len(row)} cells, the header {len(header)}"
+                yield Unusable("malformed-record", message, ",".join(row)[:80])
+
+    def _cells(self, split: str) -> Iterator[list[str]]:
+        """Rows as cells, blank lines left out; `[CUT]` for a last record that the file's end cuts off."""
         csv.field_size_limit(CELL_BYTES)
-        number = 0
-        with file.open(newline="", encoding="utf-8", errors="replace") as stream:
+        file, number = self._files[split], 0
+        with file.open(newline="", encoding=self._encodings[split]) as stream:
+            reader = csv.reader(stream, strict=True)
             try:
-                for row in csv.DictReader(stream):
+                for row in reader:
                     number += 1
-                    yield row
-            except csv.Error as error:
+                    if row:
+                        yield row
+            except (csv.Error, UnicodeError) as error:
+                if str(error) == "unexpected end of data" and number:
+                    yield [CUT]
+                    return
                 raise InputError(
-                    f"is no CSV file ({error})", source=file, record=number + 1, remedy="correct the file"
+                    f"is no CSV file ({error}); the quotes of this record or of the one before it are not balanced",
+                    source=file,
+                    record=number,
+                    remedy="correct the record, or write the file again with a CSV library",
                 ) from error
 
 
-def _printed_structure(text: str) -> Crystal:
-    """A pymatgen structure printed as a dictionary (repr or JSON)."""
-    from pymatgen.core import Structure
+CUT = "\0cut"
 
+
+def _dictionary(text: str) -> Any:
+    """A dictionary written as JSON or as Python prints it (then with `nan`, `inf` and `array` of numpy left out)."""
     try:
-        structure = Structure.from_dict(ast.literal_eval(text))
-        return Crystal.from_structure(structure)
-    except Exception as error:  # a literal of any shape arrives here
+        return json.loads(text)
+    except ValueError:
+        pass
+    # Python prints numbers that its literals do not know; JSON knows them.
+    plain = re.sub(r"(?<=[\s\[(,:])(-?)(nan|inf)(?=[\s\]),}])", r"\1'\2'", text)
+    plain = re.sub(r"\b(?:np\.)?(?:float|int)(?:16|32|64)\(([^()]*)\)", r"\1", plain)
+    plain = re.sub(r"\barray\((\[[^()]*\])(?:,\s*dtype=\w+)?\)", r"\1", plain)
+    try:
+        return ast.literal_eval(plain)
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         raise Unusable("malformed-record", f"is no pymatgen structure ({error})", text[:80]) from error

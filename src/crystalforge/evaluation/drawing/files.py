@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from crystalforge.common.errors import InputError
 from crystalforge.crystal import MAX_SITES, Crystal, Tokens
+from crystalforge.crystal.reading.reasons import Unusable
+from crystalforge.crystal.reading.structures import crystal_of
 from crystalforge.evaluation.drawing.samples import SampleSet
 
 TOKENS = ("spacegroup", "wyckoff", "element", "coords")
@@ -23,9 +25,9 @@ def read_samples(label: str, path: Path, *, seed: int = 0) -> SampleSet:
     """The samples in a parquet file, or in all parquet files of a directory in the order of their names.
 
     With token columns the crystals are built anew from the tokens, primitive; else from the columns lattice (9 numbers,
-    row vectors, Å), atomic_numbers and frac_coords. log_prob and log_prob_base are taken over where they are. From an
-    evaluation's table only the rows of the model called `label` are taken, if there are any. Raises InputError when
-    there is no such file, or it holds no crystals.
+    row vectors, Å), atomic_numbers and frac_coords; a row that holds no crystal counts as one that was not built.
+    log_prob and log_prob_base are taken over where they are. From an evaluation's table only the rows of the model
+    called `label` are taken, if there are any. Raises InputError when there is no such file, or it holds no crystals.
     """
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     try:
@@ -49,15 +51,19 @@ def read_samples(label: str, path: Path, *, seed: int = 0) -> SampleSet:
     if missing or not len(table):
         problem = f"has no column {missing[0]!r}" if missing else "holds no samples"
         raise InputError(problem, source=path, remedy=f"give parquet files with the columns {', '.join(CRYSTALS)}")
-    rows = zip(*(table.column(name).to_pylist() for name in CRYSTALS), strict=True)
-    crystals = [_crystal(cell, numbers, frac) for cell, numbers, frac in rows]
+    crystals: list[Crystal | None] = []
+    odd: list[str] = []
+    for number, row in enumerate(table.select(list(CRYSTALS)).to_pylist(), start=1):
+        crystal = None
+        if any(row[name] for name in CRYSTALS):  # a row without any is a crystal that was not built, and says so
+            try:
+                crystal = crystal_of(row)
+            except Unusable as error:
+                odd.append(f"row {number}: {error}")
+        crystals.append(crystal)
+    if odd:
+        print(f"{path}: {len(odd)} of {len(crystals)} rows hold no crystal ({odd[0]})", file=sys.stderr)
     return SampleSet.of(label, crystals, seed=seed, **known)
-
-
-def _crystal(
-    cell: Sequence[float] | None, numbers: Sequence[int] | None, frac: Sequence[float] | None
-) -> Crystal | None:
-    return Crystal.of(cell, numbers, frac) if cell and numbers and frac else None
 
 
 def _tokens(table: pa.Table, lattice: str) -> Tokens:

@@ -6,7 +6,6 @@ Shapes: B crystals, K targets.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,10 @@ from jaxtyping import Float64, Int64
 
 from crystalforge.common.errors import InputError
 from crystalforge.crystal import Crystal
+from crystalforge.crystal.reading.cif import parse_cif
+from crystalforge.crystal.reading.reasons import Unusable
+from crystalforge.crystal.reading.structures import crystal_of, read_poscar
+from crystalforge.crystal.reading.text import encoding_of
 from crystalforge.potentials.base import unsuitable
 from crystalforge.potentials.predictor.config import PredictorConfig
 
@@ -137,7 +140,11 @@ def _usable_rows(
     left_out = {"out_of_bounds": 0, "unusable": 0}
     low, high = config.bounds or (-np.inf, np.inf)
     for number, row in enumerate(rows):
-        values = np.array([np.nan if row[name] is None else row[name] for name in config.targets], dtype=np.float64)
+        try:
+            values = np.array([np.nan if row[name] is None else row[name] for name in config.targets], dtype=np.float64)
+        except (TypeError, ValueError):  # a word where a number belongs
+            left_out["unusable"] += 1
+            continue
         if not ((values >= low) & (values <= high)).all():  # NaN is outside too
             left_out["out_of_bounds"] += 1
             continue
@@ -152,25 +159,25 @@ def _usable_rows(
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as parquet
+    import pyarrow as pa
+    from pyarrow import csv, parquet
 
-        return parquet.read_table(path).to_pylist()
-    from pyarrow import csv
-
-    return csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True)).to_pylist()
+    try:
+        if path.suffix.lower() == ".parquet":
+            return parquet.read_table(path).to_pylist()
+        read = csv.ReadOptions(encoding=encoding_of(path).removesuffix("-sig"))  # Arrow drops the mark itself
+        return csv.read_csv(path, read, parse_options=csv.ParseOptions(newlines_in_values=True)).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"is no readable table ({error})", source=path, remedy="give parquet or CSV") from error
 
 
 def _read_structure(row: dict[str, Any], kind: Any) -> Crystal | None:
-    if kind == "arrays":
-        values = [row[name] for name in ("lattice", "atomic_numbers", "frac_coords")]
-        # A CSV holds the arrays as JSON.
-        return Crystal.of(*(json.loads(value) if isinstance(value, str) else value for value in values))
-    from pymatgen.core import Structure
-
     try:
-        return Crystal.from_structure(Structure.from_str(row[kind], fmt=kind))
-    except (ValueError, IndexError, KeyError):  # what pymatgen raises for files it cannot read
+        if kind == "arrays":
+            return crystal_of(row)
+        text = row[kind]
+        return None if not isinstance(text, str) else parse_cif(text) if kind == "cif" else read_poscar(text)
+    except Unusable:
         return None
 
 

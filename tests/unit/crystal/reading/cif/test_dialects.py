@@ -1,0 +1,36 @@
+"""Random crystals in the dialects of several programs are read right or refused: see benchmarks/cif_dialects.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[4] / "benchmarks" / "cif_dialects.py"
+CASES = 100
+
+
+@pytest.fixture(scope="module")
+def dialects():
+    pytest.importorskip("ase", reason="ASE writes a sixth of the files; pip install 'crystalforge[potentials]'")
+    spec = importlib.util.spec_from_file_location("cif_dialects", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["cif_dialects"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_hundred_files_are_read_right_or_refused(dialects):
+    found = dialects.run(CASES, seed=7, embedded=0)
+    wrong = [(case.writer, case.damage, detail) for case, outcome, detail in found if outcome == "wrong"]
+    assert not wrong
+    whole = Counter(outcome for case, outcome, _ in found if not case.damage)
+    assert whole["right"] >= 0.95 * sum(whole.values())  # a refusal is safe, but no use
+    writers = {case.writer.partition(",")[0] for case, outcome, _ in found if outcome == "right"}
+    assert writers == {"pymatgen", "ase", "dialect"}
+    damaged = Counter(outcome for case, outcome, _ in found if case.damage)
+    assert damaged["refused"] > 0.5 * sum(damaged.values())
