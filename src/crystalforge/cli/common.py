@@ -34,7 +34,9 @@ RecipeOption = Annotated[
 
 ReplaceOption = Annotated[bool, typer.Option("--replace", help="Drop outputs of another configuration.")]
 
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="Directory for the outputs.")]
+# A verb writes either a folder or one file, and says which; the other is refused before anything is computed.
+OutOption = Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="Directory for the outputs.")]
+OutFileOption = Annotated[Path, typer.Option("--out", "-o", dir_okay=False, help="File to write.")]
 
 DataOption = Annotated[Path, typer.Option("--data", help="Output directory of `ingest`.")]
 
@@ -54,7 +56,7 @@ ModelOption = Annotated[
     Path, typer.Option("--model", "-m", help="Directory of a model, or the name of a shipped one, such as mp20.")
 ]
 
-SourcesArgument = Annotated[list[Path], typer.Argument(help="CIF files, directories of them, parquet files.")]
+SourcesArgument = Annotated[list[Path], typer.Argument(help="CIF, POSCAR, JSON, extxyz; directories; parquet.")]
 
 ProcessesOption = Annotated[int | None, typer.Option("--processes", "-j", help="Processes; none: all cores.")]
 

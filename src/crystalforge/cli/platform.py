@@ -12,6 +12,7 @@ from crystalforge.cli.common import (
     BaseOption,
     ConfigOption,
     DataOption,
+    OutFileOption,
     OutOption,
     RecipeOption,
     ReplaceOption,
@@ -178,7 +179,7 @@ def train_predictor(
 )
 def export_training_set(
     table: Annotated[Path, typer.Argument(help="crystals.parquet of an evaluation.")],
-    out: OutOption,
+    out: OutFileOption,
     predictor: Annotated[
         list[str] | None, typer.Option(help="A judge: name=FOLDER of a MatGL property model. Repeatable.")
     ] = None,

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from crystalforge.cli.common import TOOLS, ModelOption, OutOption, ProcessesOption, SourcesArgument, app, example, show
+from crystalforge.cli.common import (
+    TOOLS,
+    ModelOption,
+    OutFileOption,
+    OutOption,
+    ProcessesOption,
+    SourcesArgument,
+    app,
+    example,
+    show,
+)
 
 
 @app.command(
@@ -125,7 +135,7 @@ def sample(
 @app.command(
     rich_help_panel=TOOLS, epilog=example("crystalforge score -m runs/latest/pretrain/model a.cif b.cif -o s.parquet")
 )
-def score(model: ModelOption, sources: SourcesArgument, out: OutOption, processes: ProcessesOption = None) -> None:
+def score(model: ModelOption, sources: SourcesArgument, out: OutFileOption, processes: ProcessesOption = None) -> None:
     """Log-probability of crystals, whole and by factor, most surprising first."""
     from crystalforge.tools.crystals import score as execute
 
@@ -133,8 +143,8 @@ def score(model: ModelOption, sources: SourcesArgument, out: OutOption, processe
 
 
 @app.command(rich_help_panel=TOOLS, epilog=example("crystalforge tokenize structures/ -o tokens.parquet"))
-def tokenize(sources: SourcesArgument, out: OutOption, processes: ProcessesOption = None) -> None:
-    """Tokens of any CIF or parquet files as one parquet file."""
+def tokenize(sources: SourcesArgument, out: OutFileOption, processes: ProcessesOption = None) -> None:
+    """Tokens of crystals in any files as one parquet file."""
     from crystalforge.tools.crystals import tokenize as execute
 
     show(execute(sources, out, processes=processes))
@@ -171,7 +181,7 @@ def import_checkpoint(
     epilog=example("crystalforge build-prototypes --seed 0 -o prototypes.parquet"),
 )
 def build_prototypes(
-    out: OutOption, seed: Annotated[int, typer.Option(min=0, help="Of the substitutions drawn.")] = 0
+    out: OutFileOption, seed: Annotated[int, typer.Option(min=0, help="Of the substitutions drawn.")] = 0
 ) -> None:
     """Make the embedded data set anew: prototypes, substitution, labels, hull."""
     from crystalforge.prototypes.build import build
@@ -186,7 +196,7 @@ def build_prototypes(
 )
 def build_dielectric(
     tensors: Annotated[Path, typer.Argument(help="Petousis et al. 2017: CSV of structures and full tensors.")],
-    out: OutOption,
+    out: OutFileOption,
     constants: Annotated[
         Path | None, typer.Option(help="Parquet of further constants: material_id, eps_total, perhaps cif.")
     ] = None,

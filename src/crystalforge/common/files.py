@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from crystalforge.common.errors import InputError
+
+LOCK = ".lock"
 
 
 @contextmanager
@@ -57,6 +62,33 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def only_writer(directory: Path) -> Iterator[None]:
+    """Hold `directory` (made if need be) for this process alone; InputError when another process holds it.
+
+    The hold ends with the process, however that ends. A directory that is still empty afterwards is removed.
+    """
+    new = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / LOCK
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                "another process is writing here", source=directory, remedy="wait for it, or give another directory"
+            ) from error
+        except OSError:  # a file system without locks: there is nobody to ask
+            pass
+        try:
+            yield
+        finally:
+            if new and not any(item.name != LOCK for item in directory.iterdir()):
+                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    directory.rmdir()
 
 
 def recover_directory(path: Path) -> None:

@@ -62,9 +62,10 @@ def select(
     deduplicate: bool,
     run: Callable[[Callable[..., Any], Iterator[tuple[Any, ...]]], Iterator[Any]] | None = None,
 ) -> Bool[np.ndarray, " B"]:
-    """The rows to keep: one of each set of matching crystals, and no match of it in another split.
+    """The rows to keep: one of each set of matching crystals of one fingerprint, and no match of it in another split.
 
-    Of matching rows the one in test stays rather than the one in val or train, then the earlier one. Without
+    Crystals of different fingerprints are not compared here: mirror twins (a group and its mirror image) and copies so
+    distorted that their symmetry differs stay, and `across_splits` counts those that a division keeps apart. Of matching rows the one in test stays rather than the one in val or train, then the earlier one. Without
     `deduplicate` only rows that match one of a split of higher precedence go. Rows of split -1 are not touched.
     `fetch` gives tokens of some rows; `run(function, tasks)` computes in order, somewhere else perhaps.
     """
@@ -83,10 +84,10 @@ def select(
 
 
 def same_fingerprint(
-    fingerprint: UInt8[np.ndarray, "B 16"], split: Int8[np.ndarray, " B"]
+    fingerprint: UInt8[np.ndarray, "B F"], split: Int8[np.ndarray, " B"]
 ) -> Iterator[Int64[np.ndarray, " n"]]:
     """Rows (two or more) with equal fingerprints, by precedence of their splits and then by position."""
-    code = np.ascontiguousarray(fingerprint).view("V16").ravel()
+    code = np.ascontiguousarray(fingerprint).view(f"V{fingerprint.shape[1]}").ravel()
     precedence = np.where(split >= 0, GIVEN_PRECEDENCE[np.maximum(split, 0)], 0)
     usable = np.flatnonzero(split >= 0)
     if not usable.size:
@@ -97,6 +98,71 @@ def same_fingerprint(
     for first, last in pairwise(bounds.tolist()):
         if last - first > 1:
             yield usable[order[first:last]].astype(np.int64)
+
+
+def across_splits(
+    fetch: Callable[[Int64[np.ndarray, " n"]], Tokens],
+    fingerprint: UInt8[np.ndarray, "B 16"],
+    split: Int8[np.ndarray, " B"],
+    *,
+    run: Callable[[Callable[..., Any], Iterator[tuple[Any, ...]]], Iterator[Any]] | None = None,
+) -> Int64[np.ndarray, "L 2"]:
+    """Pairs of rows that match although their fingerprints differ, and lie in different splits.
+
+    Each row that has such a match of higher precedence (test, val, train) comes once, with the first one. Only rows of
+    one reduced formula can match. Rows of split -1 are not looked at.
+    """
+    formula = np.ascontiguousarray(fingerprint[:, :8])
+    groups = [rows for rows in same_fingerprint(formula, split) if len(set(split[rows].tolist())) > 1]
+    groups = [rows for rows in groups if len(np.unique(fingerprint[rows], axis=0)) > 1]
+    batches = [groups[first : first + GROUPS_AT_ONCE] for first in range(0, len(groups), GROUPS_AT_ONCE)]
+    tasks = (
+        (_fetch_all(fetch, batch), [split[rows] for rows in batch], [fingerprint[rows] for rows in batch])
+        for batch in batches
+    )
+    answers = run(matching_across, tasks) if run is not None else (matching_across(*task) for task in tasks)
+    found = [np.zeros((0, 2), np.int64)]
+    for batch, answer in zip(batches, answers, strict=True):
+        for rows, first in zip(batch, answer, strict=True):
+            has = first >= 0
+            found.append(np.stack([rows[has], rows[first[has]]], axis=1))
+    return np.concatenate(found)
+
+
+def matching_across(
+    tokens: Tokens, splits: Sequence[np.ndarray], fingerprint: Sequence[np.ndarray]
+) -> list[Int64[np.ndarray, " n"]]:
+    """For groups of one formula that lie end to end, ordered by precedence: for each crystal the position in its group
+    of the first match in another split and of another fingerprint, -1 where there is none."""
+    matcher: Any = _matcher()
+    found, start = [], 0
+    for codes, marks in zip(splits, fingerprint, strict=True):
+        crystals = to_crystals(tokens[start : start + len(codes)], primitive=True)
+        start += len(codes)
+        reduced: dict[int, Any] = {}
+
+        def of(row: int, crystals: Any = crystals, reduced: dict[int, Any] = reduced) -> Any:
+            if row not in reduced:
+                reduced[row] = crystals[row].to_structure().get_reduced_structure()
+            return reduced[row]
+
+        answer = np.full(len(codes), -1)
+        for row, crystal in enumerate(crystals):
+            for other in range(row):
+                partner = crystals[other]
+                if (
+                    crystal is None
+                    or partner is None
+                    or codes[other] == codes[row]
+                    or len(partner) != len(crystal)
+                    or (marks[other] == marks[row]).all()
+                ):
+                    continue
+                if matcher.fit(of(other), of(row), skip_structure_reduction=True):
+                    answer[row] = other
+                    break
+        found.append(answer.astype(np.int64))
+    return found
 
 
 def matching(tokens: Tokens, sizes: Sequence[int]) -> list[Int64[np.ndarray, " n"]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -32,7 +33,7 @@ from crystalforge.common.files import atomic_file, sha256_json, write_json
 from crystalforge.common.progress import Progress
 from crystalforge.crystal.reading.reasons import REMEDIES
 from crystalforge.data.config import SPLITS, DataConfig
-from crystalforge.data.fingerprint import assign_splits, select
+from crystalforge.data.fingerprint import across_splits, assign_splits, select
 from crystalforge.data.shards import NO_SPLIT, Limits, Reject, chunks, is_whole, make_shard, read_shard, shard_key
 from crystalforge.data.sources import Record, Source, open_source
 from crystalforge.data.store import Rows, TokenStore
@@ -138,6 +139,7 @@ def assemble(config: DataConfig, out: Path, files: list[Path], pool: Pool) -> Ma
         unique = select(everything.tokens, fingerprint, split, deduplicate=config.deduplicate, run=pool.run)
         keep = unique & wanted
         _list_duplicates(out / "rejects.jsonl", everything, ~unique & wanted, config)
+        leaks = _leaks(out / "leaks.jsonl", everything, fingerprint, np.where(keep, split, -1).astype(np.int8), pool)
         info = {
             "source": config.source.model_dump(mode="json"),
             "config": config.model_dump(mode="json"),
@@ -145,6 +147,7 @@ def assemble(config: DataConfig, out: Path, files: list[Path], pool: Pool) -> Ma
             "records": rows + sum(rejects.values()),
             "rejects": dict(sorted(rejects.items())),
             "duplicates": int((~unique & wanted).sum()),
+            "leaks": leaks,
             "without_split": int((~wanted).sum()),
             "spacegroups": int(np.unique(np.asarray(everything.column("spacegroup"))[keep]).size),
             "versions": {name: version(name) for name in ("spglib", "pymatgen")},
@@ -199,6 +202,31 @@ def _kept_parts(store: TokenStore, keep: Bool[np.ndarray, " B"], split: Int8[np.
     for first in range(0, len(store), CHUNK):
         rows = store.rows(slice(first, first + CHUNK), split=split[first : first + CHUNK])
         yield rows.take(keep[first : first + CHUNK])
+
+
+def _leaks(
+    file: Path, store: TokenStore, fingerprint: np.ndarray, split: Int8[np.ndarray, " B"], pool: Pool
+) -> dict[str, int]:
+    """Count, list and tell of crystals that match one of another split although their symmetry differs."""
+    pairs = across_splits(store.tokens, fingerprint, split, run=pool.run)
+    counts = Counter(f"{SPLITS[split[row]]} in {SPLITS[split[other]]}" for row, other in pairs.tolist())
+    if not len(pairs):
+        file.unlink(missing_ok=True)
+        return {}
+    names = [store.ids(np.ascontiguousarray(column)) for column in pairs.T]
+    with atomic_file(file) as temporary:
+        lines = (
+            json.dumps({"id": one, "split": SPLITS[split[row]], "matches": two, "in": SPLITS[split[other]]}) + "\n"
+            for one, two, (row, other) in zip(*names, pairs.tolist(), strict=True)
+        )
+        temporary.write_text("".join(lines))
+    shown = ", ".join(f"{count} of {name.replace(' in ', ' match one of ')}" for name, count in sorted(counts.items()))
+    print(
+        f"given splits: {shown}, with another symmetry (mirror twins, distorted copies); kept, and listed in {file}. "
+        "data.split.mode=formula keeps every formula on one side.",
+        file=sys.stderr,
+    )
+    return dict(sorted(counts.items()))
 
 
 def _list_duplicates(file: Path, store: TokenStore, dropped: Bool[np.ndarray, " B"], config: DataConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from crystalforge.common.errors import InputError
-from crystalforge.common.files import atomic_file, sha256_json, write_json
+from crystalforge.common.files import atomic_file, only_writer, sha256_json, write_json
 from crystalforge.common.progress import Progress
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def sample(
     set. law: how they are drawn, by default as the model says. Crystal i depends on (seed, i) alone: a call that is
     interrupted goes on with the parts that are missing, a larger n adds crystals. With `law.valid` the result says how
     many were drawn, and what share of the law passes the checks, with its 95 % interval. Raises InputError when `out`
-    holds crystals of another request.
+    holds crystals of another request, or another process writes there. Nothing that is whole is written again.
     """
     import pyarrow.parquet as pq
 
@@ -130,14 +130,18 @@ def sample(
         **law.model_dump(mode="json", exclude={"max_draws"}),  # which changes no crystal
         "precision": precision,
     }
-    _refuse_other(out, request)
-    built, draws = 0, [np.zeros(0, np.int64)]
-    with Progress("sample", n, unit="crystals") as progress:
+    built, draws, rows = 0, [np.zeros(0, np.int64)], 0
+    with only_writer(out), Progress("sample", n, unit="crystals") as progress:
+        _refuse_other(out, request)
         for first in range(0, n, PART):
             count = min(PART, n - first)
             path = out / f"part-{first:08d}.parquet"
-            if path.exists() and pq.read_metadata(path).num_rows == count:
-                known = pq.read_table(path)
+            known = _whole_part(path)
+            if known is not None and len(known) >= count:  # more than asked for stays, too
+                if cif:
+                    _write_cifs(out / "cif", _crystals_of(known.slice(0, count)))
+                rows += len(known)
+                known = known.slice(0, count)
                 built += int(np.sum(known.column("built").to_numpy()))
                 draws.append(_draws(known))
                 progress.update(count, note="found")
@@ -157,14 +161,17 @@ def sample(
             )
             draws.append(samples.draws.astype(np.int64))
             crystals = to_crystals(samples.tokens)
-            if cif:
-                _write_cifs(out / "cif", samples, crystals)
             if not first:  # only now is it certain that the request can be met
                 write_json(out / REQUEST, request)
+            if cif:
+                _write_cifs(out / "cif", zip(samples.index, samples.tokens.spacegroup, crystals, strict=True))
             with atomic_file(path) as temporary:
                 pq.write_table(_sample_table(samples, crystals), temporary)
             built += sum(crystal is not None for crystal in crystals)
+            rows += count
             progress.update(count)
+    if rows > n:
+        print(f"{out} holds {rows} crystals of this request; the first {n} were asked for", file=sys.stderr)
     found = {"crystals": n, "built": built, "directory": str(out)}
     if law.valid is None:
         return found
@@ -278,15 +285,41 @@ def _sample_table(samples: Samples, crystals: Sequence[Crystal | None]) -> pa.Ta
     return table
 
 
-def _write_cifs(directory: Path, samples: Samples, crystals: Sequence[Crystal | None]) -> None:
+def _whole_part(path: Path) -> pa.Table | None:
+    """The table of a part, None where there is none or the file is damaged (cut by a full disk or a copy)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        return None
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        print(f"{path} is damaged and is drawn again ({error})", file=sys.stderr)
+        return None
+
+
+def _crystals_of(table: pa.Table) -> Iterator[tuple[int, int, Crystal | None]]:
+    """(index, space group, crystal) of the rows of a part."""
+    from crystalforge.crystal import Crystal
+
+    for row in table.select(["index", "spacegroup", "lattice", "atomic_numbers", "frac_coords"]).to_pylist():
+        built = row["lattice"] is not None
+        crystal = Crystal.of(row["lattice"], row["atomic_numbers"], row["frac_coords"]) if built else None
+        yield row["index"], row["spacegroup"], crystal
+
+
+def _write_cifs(directory: Path, drawn: Iterable[tuple[int, int, Crystal | None]]) -> None:
+    """One CIF for each crystal that has none yet: a name says which crystal of the request it is."""
     from pymatgen.io.cif import CifWriter
 
     directory.mkdir(parents=True, exist_ok=True)
-    for index, group, crystal in zip(samples.index, samples.tokens.spacegroup, crystals, strict=True):
+    for index, group, crystal in drawn:
         if crystal is not None:
-            name = f"{index:08d}-{group}-{crystal.formula.replace(' ', '')}.cif"
-            with atomic_file(directory / name) as temporary:
-                temporary.write_text(str(CifWriter(crystal.to_structure(), symprec=0.01)))
+            path = directory / f"{index:08d}-{group}-{crystal.formula.replace(' ', '')}.cif"
+            if not path.exists():
+                with atomic_file(path) as temporary:
+                    temporary.write_text(str(CifWriter(crystal.to_structure(), symprec=0.01)))
 
 
 def _training_weights(model: Path, info: dict[str, Any]) -> np.ndarray:
@@ -300,9 +333,20 @@ def _training_weights(model: Path, info: dict[str, Any]) -> np.ndarray:
 
 
 def _refuse_other(out: Path, request: dict[str, Any]) -> None:
-    """InputError when `out` holds crystals of another request."""
+    """InputError when `out` holds crystals of another request, or crystals of which nobody says whence they are."""
     note = out / REQUEST
-    known = json.loads(note.read_text()) if note.exists() else request
+    if not note.exists():
+        if found := next((path for pattern in ("part-*.parquet", "cif/*.cif") for path in out.glob(pattern)), None):
+            raise InputError(
+                f"holds crystals ({found.name}) but no {REQUEST} that says how they were drawn",
+                source=out,
+                remedy="give another output directory",
+            )
+        return
+    try:
+        known = json.loads(note.read_text())
+    except ValueError as error:
+        raise InputError(f"is damaged ({error})", source=note, remedy="give another output directory") from error
     different = [name for name in request if known.get(name) != request[name]]
     if different:
         name = different[0]
