@@ -65,8 +65,9 @@ def select(
     """The rows to keep: one of each set of matching crystals of one fingerprint, and no match of it in another split.
 
     Crystals of different fingerprints are not compared here: mirror twins (a group and its mirror image) and copies so
-    distorted that their symmetry differs stay, and `across_splits` counts those that a division keeps apart. Of matching rows the one in test stays rather than the one in val or train, then the earlier one. Without
-    `deduplicate` only rows that match one of a split of higher precedence go. Rows of split -1 are not touched.
+    distorted that their symmetry differs stay, and `across_splits` finds those that a division keeps apart. Of matching
+    rows the one in test stays rather than the one in val or train, then the earlier one. Without `deduplicate` only
+    rows that match one of a split of higher precedence go. Rows of split -1 are not touched.
     `fetch` gives tokens of some rows; `run(function, tasks)` computes in order, somewhere else perhaps.
     """
     keep = np.ones(len(split), bool)

@@ -85,3 +85,32 @@ def test_bad_rows_are_named(sources: Path) -> None:
 def _other(folder: Path) -> Path:
     pq.write_table(pa.table({"lattice": [[1.0] * 9]}), folder / "other.parquet")
     return folder / "other.parquet"
+
+
+@pytest.mark.parametrize("kind", ["words", "integers"])
+def test_columns_of_other_types_are_read(sources: Path, kind: str) -> None:
+    cif = SALT.to_structure().to(fmt="cif")
+    ids, values = (["7", "8"], ["5.0", "6"]) if kind == "words" else ([7, 8], [5, 6])
+    pq.write_table(pa.table({"material_id": ids, "eps_total": values, "cif": [cif, cif]}), sources / "c.parquet")
+    counts = build(sources / "tensors.csv", sources / "out.parquet", constants=sources / "c.parquet")
+    assert (counts["constants"], counts["unusable"]) == (2, 0)
+    rows = pq.read_table(sources / "out.parquet").to_pylist()
+    assert [(row["material_id"], row["eps_total"]) for row in rows[1:]] == [("7", 5.0), ("8", 6.0)]
+
+
+def test_a_row_that_is_none_is_left_out_counted_and_listed(sources: Path) -> None:
+    cif = SALT.to_structure().to(fmt="cif")
+    columns = {
+        "material_id": ["a", "b", "c", "d"],
+        "eps_total": ["5.0", "6.0", "high", "7.0"],
+        "cif": ["data_x\nnothing", cif, cif, cif.replace("Na4", "Na3").replace("Na1 Cl1", "Na2 Cl1")],
+    }
+    pq.write_table(pa.table(columns), sources / "c.parquet")
+    counts = build(sources / "tensors.csv", sources / "out.parquet", constants=sources / "c.parquet")
+    assert (counts["constants"], counts["unusable"]) == (1, 3)
+    listed = [json.loads(line) for line in (sources / "out.rejects.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["record"], line["file"]) for line in listed] == [
+        ("a", 1, "c.parquet"),
+        ("c", 3, "c.parquet"),
+        ("d", 4, "c.parquet"),
+    ]

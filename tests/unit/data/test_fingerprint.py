@@ -10,7 +10,7 @@ from pymatgen.core import Structure
 from crystalforge.crystal import Crystal, Tokens
 from crystalforge.crystal.convert import to_crystals, tokenize, tokenize_many
 from crystalforge.data.config import SplitConfig
-from crystalforge.data.fingerprint import assign_splits, fingerprints, matching, select
+from crystalforge.data.fingerprint import across_splits, assign_splits, fingerprints, matching, select
 from crystalforge.data.sources.tables import embedded
 
 
@@ -137,3 +137,46 @@ def test_groups_agree_with_pymatgen(some):
         expected = [0, *(0 if StructureMatcher().fit(structures[0], other) else -1 for other in structures[1:])]
         ours = matching(group, [len(group)])[0]
         assert [0 if value == 0 else -1 for value in ours] == expected
+
+
+def twins() -> tuple[Crystal, Crystal, Crystal]:
+    """Quartz of both hands (P3_2 2 1 and P3_1 2 1), and a copy so distorted that its symmetry is gone."""
+    lattice = np.array([[4.913, 0, 0], [-4.913 / 2, 4.913 * np.sqrt(3) / 2, 0], [0, 0, 5.405]])
+    silicon = np.array([[0.4697, 0, 0], [0, 0.4697, 2 / 3], [0.5303, 0.5303, 1 / 3]])
+    x, y, z = 0.4135, 0.2669, 0.1191
+    oxygen = np.array(
+        [
+            [x, y, z],
+            [-y, x - y, z + 2 / 3],
+            [y - x, -x, z + 1 / 3],
+            [y, x, -z],
+            [x - y, -y, 1 / 3 - z],
+            [-x, y - x, 2 / 3 - z],
+        ]
+    )
+    frac = np.concatenate([silicon, oxygen])
+    numbers = [14] * 3 + [8] * 6
+    right = Crystal.of(lattice, numbers, frac)
+    left = Crystal.of(lattice, numbers, frac * [1, 1, -1])
+    moved = Crystal.of(lattice, numbers, frac + 0.01 * np.random.default_rng(0).standard_normal(frac.shape))
+    return right, left, moved
+
+
+def test_twins_and_distorted_copies_across_splits_are_found():
+    tokens = tokens_of(list(twins()))
+    assert sorted(tokens.spacegroup[:2].tolist()) == [152, 154]
+    assert tokens.spacegroup[2] == 1
+    marks = fingerprints(tokens)
+    assert len(np.unique(marks, axis=0)) == 3
+    apart = np.array([2, 0, 1], np.int8)  # test, train, val
+    assert select(lambda rows: tokens[rows], marks, apart, deduplicate=True).all(), "not compared, as it says"
+    found = across_splits(lambda rows: tokens[rows], marks, apart)
+    assert sorted(found.tolist()) == [[1, 0], [2, 0]]
+    together = np.zeros(3, np.int8)
+    assert not len(across_splits(lambda rows: tokens[rows], marks, together))
+    assert not len(across_splits(lambda rows: tokens[rows], marks, np.array([2, -1, 2], np.int8)))
+
+
+def test_polymorphs_of_other_structure_are_no_leak(make):
+    tokens = tokens_of([make.rock_salt(), Crystal.of(np.eye(3) * 3.5, [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])])
+    assert not len(across_splits(lambda rows: tokens[rows], fingerprints(tokens), np.array([2, 0], np.int8)))

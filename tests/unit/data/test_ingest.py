@@ -251,3 +251,36 @@ def test_splits_asked_for_and_not_there(tmp_path, crystals):
     file = write_parquet(tmp_path / "x.parquet", crystals[:3])
     with pytest.raises(InputError, match="gives no splits"):
         ingest(config_of(file, split={"mode": "given"}), tmp_path / "out", processes=1, progress=False)
+
+
+def test_rejects_of_the_reading_stage_do_not_break_the_workers(tmp_path, crystals, monkeypatch):
+    """An `Unusable` travels to the workers with its record; nothing is done twice for it."""
+    energies = [None if row % 3 else "N/A" for row in range(len(crystals))]
+    source = write_parquet(tmp_path / "x.parquet", crystals, e_above_hull=energies)
+    monkeypatch.setattr(module, "_make_isolated", None)  # what a broken pool would call
+    manifest = ingest(config_of(source), tmp_path / "out", processes=2, progress=False)
+    assert manifest["rejects"] == {"malformed-record": 14}
+    assert manifest["rows"] + manifest["duplicates"] == len(crystals) - 14
+    reasons = {row["message"] for row in rejects(tmp_path / "out").values() if row["reason"] == "malformed-record"}
+    assert reasons == {"e_above_hull is no number"}
+
+
+def test_leaks_across_given_splits_are_counted_listed_and_told(tmp_path, capsys):
+    lattice = np.eye(3) * 4.12
+    frac = np.array([[0, 0, 0], [0.5, 0.5, 0.5]])
+    copy = Crystal.of(lattice, [55, 17], frac + [[0, 0, 0], [0.01, 0.004, 0.02]])
+    source = write_parquet(
+        tmp_path / "x.parquet",
+        [Crystal.of(lattice, [55, 17], frac), copy],
+        id=["plain", "bent"],
+        split=["test", "train"],
+    )
+    manifest = ingest(config_of(source), tmp_path / "out", processes=1, progress=False)
+    assert manifest["rows"] == 2
+    assert manifest["leaks"] == {"train in test": 1}
+    (line,) = map(json.loads, (tmp_path / "out" / "leaks.jsonl").read_text().splitlines())
+    assert line == {"id": "bent", "split": "train", "matches": "plain", "in": "test"}
+    assert "1 of train match one of test" in capsys.readouterr().err
+    again = ingest(config_of(source, split={"mode": "formula"}), tmp_path / "out", processes=1, progress=False)
+    assert again["leaks"] == {}
+    assert not (tmp_path / "out" / "leaks.jsonl").exists()

@@ -271,3 +271,77 @@ def test_real_hull_reproduces_the_true_distances():
     truth = np.array([table["e_above_hull"][row] for row in chosen])
     assert not answer.missing.any()
     assert np.abs(answer.e_above_hull - truth).mean() < 0.005
+
+
+def test_corrected_energies_belong_to_the_corrected_scale(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    both = tmp_path / "both.parquet"
+    columns = {"formula": ["Na", "Cl2"], "energy_per_atom": [-1.0, -1.5], "corrected_energy_per_atom": [-1.3, -1.8]}
+    pq.write_table(pa.table(columns | {"formation_energy_per_atom": [0.0, 0.0]}), both)
+    assert read_entries(both).energy.tolist() == [-1.3, -1.8]
+    assert read_entries(both, scale="mp2020").energy.tolist() == [-1.3, -1.8]
+    assert read_entries(both, scale="pbe").energy.tolist() == [-1.0, -1.5]
+    assert read_entries(both, scale="formation").energy.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("formula", "wanted"),
+    [
+        ("Na+ Cl-", {11: 1, 17: 1}),
+        ("Na1+ Cl1-", {11: 1, 17: 1}),
+        ("Na+1 Cl-1", {11: 1, 17: 1}),
+        ("Fe3+2 O2-3", {26: 2, 8: 3}),
+        ("Fe2+ Fe3+2 O2-4", {26: 3, 8: 4}),
+        ("(NH4)2SO4", {7: 2, 1: 8, 16: 1, 8: 4}),
+    ],
+)
+def test_formulas_with_and_without_charges(formula, wanted):
+    from crystalforge.thermo.entries import parse_formula
+
+    assert parse_formula(formula) == wanted
+
+
+@pytest.mark.parametrize("formula", ["NH4+", "SO4-2", "H3O+", "Xx2", "X0+ Cl-", "", "Na Cl-"])
+def test_what_is_no_formula_of_ions_is_refused(formula):
+    from crystalforge.thermo.entries import parse_formula
+
+    with pytest.raises(InputError, match="not a formula"):
+        parse_formula(formula)
+
+
+def test_odd_entries(tmp_path):
+    entries = [
+        {"composition": {"Na+": 1.0, "Cl-": 1.0}, "energy": -6.8, "correction": 0.0},
+        {"composition": {"Na": 1}, "energy": -1.3},
+        {"composition": {}, "energy": -1.0},
+        {"composition": {"Cl": 2}, "energy": None},
+        {"composition": {"Cl": 2}, "energy": -3.6, "energy_adjustments": [{"value": -0.4}]},
+    ]
+    (tmp_path / "hull.json").write_text(json.dumps(entries), encoding="utf-8-sig")
+    found = read_entries(tmp_path / "hull.json")
+    assert found.energy.tolist() == pytest.approx([-3.4, -1.3, -2.0])
+    assert found.skipped == {"without energy or composition": 2}
+    (tmp_path / "hull.json").write_text(json.dumps([*entries, {"composition": {"X": 1}, "energy": 1.0}]))
+    with pytest.raises(InputError, match=r"hull\.json, record 5"):
+        read_entries(tmp_path / "hull.json")
+
+
+def test_parquet_that_is_none_and_rows_that_are_none(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "page.parquet").write_text("<html>not found</html>")
+    with pytest.raises(InputError, match=r"page\.parquet: is no readable parquet"):
+        read_entries(tmp_path / "page.parquet")
+    columns = {"atomic_numbers": [[11], None, [], [17, 17]], "energy_per_atom": [-1.3, -1.0, -1.0, None]}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    found = read_entries(tmp_path / "x.parquet")
+    assert (len(found), found.skipped) == (1, {"without energy or composition": 3})
+    pq.write_table(pa.table({"atomic_numbers": [[11], [0]], "energy_per_atom": [1.0, 2.0]}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"x\.parquet, record 2.*0 is no atomic number"):
+        read_entries(tmp_path / "x.parquet")
+    pq.write_table(pa.table({"formula": ["Na"], "energy_per_atom": ["low"]}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="no readable parquet file of energies"):
+        read_entries(tmp_path / "x.parquet")

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
 from crystalforge.common.errors import InputError
+from crystalforge.common.files import only_writer
 from crystalforge.crystal import Crystal
 from crystalforge.crystal.geometry import Geometry
 from crystalforge.evaluation.validity import structure_valid
@@ -147,3 +149,65 @@ def test_a_model_without_its_groups_asks_for_them(model: Path, tmp_path: Path) -
     save_model(bare, load_model(model).model, info={})
     with pytest.raises(InputError, match="--spacegroup"):
         sample(bare, tmp_path / "out", 5, seed=0)
+
+
+def test_fewer_crystals_than_there_are_leave_the_others_whole(model: Path, tmp_path: Path, capsys) -> None:
+    sample(model, tmp_path, 12, seed=3)
+    before = (tmp_path / "part-00000000.parquet").read_bytes()
+    assert sample(model, tmp_path, 5, seed=3)["crystals"] == 5
+    assert (tmp_path / "part-00000000.parquet").read_bytes() == before
+    assert "holds 12 crystals" in capsys.readouterr().err
+
+
+def test_cifs_that_are_missing_are_written_and_others_left(model: Path, tmp_path: Path) -> None:
+    salts = SamplingConfig(constraints=Constraints(composition="NaCl"))
+    sample(model, tmp_path / "a", 4, seed=0, spacegroups=[225], law=salts)
+    sample(model, tmp_path / "a", 4, seed=0, spacegroups=[225], law=salts, cif=True)
+    sample(model, tmp_path / "b", 4, seed=0, spacegroups=[225], law=salts, cif=True)
+    one, other = ({path.name: path.read_text() for path in (tmp_path / k / "cif").iterdir()} for k in "ab")
+    assert one == other
+    assert len(one) == 4
+
+
+def test_a_damaged_part_is_drawn_again(model: Path, tmp_path: Path) -> None:
+    sample(model, tmp_path, 6, seed=3)
+    part = tmp_path / "part-00000000.parquet"
+    whole = pq.read_table(part)
+    part.write_bytes(part.read_bytes()[:700])
+    sample(model, tmp_path, 6, seed=3)
+    assert pq.read_table(part).equals(whole)
+
+
+def test_a_folder_that_is_somebody_elses_is_refused(model: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "part-00000000.parquet")
+    with pytest.raises(InputError, match=r"no request\.json"):
+        sample(model, tmp_path, 6, seed=3)
+    (tmp_path / "part-00000000.parquet").unlink()
+    with only_writer(tmp_path), pytest.raises(InputError, match="another process is writing here"):
+        sample(model, tmp_path, 6, seed=3)
+    with pytest.raises(InputError), only_writer(tmp_path / "new"):
+        raise InputError("a wish that cannot be met")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "folder"), [("tokenize", True), ("score", True), ("ingest", False), ("sample", False)]
+)
+def test_a_folder_where_a_file_is_meant_is_refused_at_once_and_the_reverse(
+    cifs: Path, model: Path, tmp_path: Path, verb: str, folder: bool
+) -> None:
+    from typer.testing import CliRunner
+
+    from crystalforge.cli import app
+
+    out = tmp_path / "out"
+    out.mkdir() if folder else out.write_text("x")
+    given = {
+        "tokenize": [str(cifs)],
+        "score": ["-m", str(model), str(cifs)],
+        "ingest": [],
+        "sample": ["-m", str(model)],
+    }
+    found = CliRunner().invoke(app, [verb, *given[verb], "-o", str(out)])
+    assert found.exit_code == 2
+    assert ("is a directory" if folder else "is a file") in found.output

@@ -56,3 +56,21 @@ def test_plain_crystals_and_failures(tmp_path, prototypes):
     pq.write_table(pa.table({"lattice": [[1.0]]}), tmp_path / "other.parquet")
     with pytest.raises(InputError, match="atomic_numbers"):
         read_samples("mine", tmp_path / "other.parquet")
+
+
+def test_a_row_that_is_no_crystal_counts_as_one_that_was_not_built(tmp_path, capsys):
+    cell = [4.0, 0, 0, 0, 4.0, 0, 0, 0, 4.0]
+    rows = [
+        (cell, [55, 17], [0.0, 0, 0, 0.5, 0.5, 0.5]),
+        ([4.0] * 6, [55, 17], [0.0, 0, 0, 0.5, 0.5, 0.5]),
+        (cell, [55, 17, 17], [0.0, 0, 0, 0.5, 0.5, 0.5]),
+        (cell, [0, 17], [0.0, 0, 0, 0.5, 0.5, 0.5]),
+        (cell, [200, 17], [0.0, 0, 0, 0.5, 0.5, 0.5]),
+        ([float("nan")] * 9, [55], [0.0, 0, 0]),
+        (None, None, None),
+    ]
+    names = ("lattice", "atomic_numbers", "frac_coords")
+    pq.write_table(pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), tmp_path / "x.parquet")
+    found = read_samples("x", tmp_path / "x.parquet")
+    assert [crystal is not None for crystal in found.crystals] == [True] + [False] * 6
+    assert "5 of 7 rows hold no crystal (row 2: expected 9 lattice values" in capsys.readouterr().err
