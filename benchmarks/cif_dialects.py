@@ -17,14 +17,11 @@ one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -449,10 +446,11 @@ def main() -> None:
         "refused_for": dict(reasons.most_common()),
         "seed": options.seed,
         "seconds": round(time.perf_counter() - begun, 1),
-        "machine": {"cores": os.cpu_count(), "load_average": [round(load, 2) for load in os.getloadavg()]},
-        "versions": {name: version(name) for name in ("gemmi", "pymatgen", "ase", "spglib")},
     }
-    print(json.dumps(result, indent=2))
+    # Beside this script; not imported above, so that tests can load the functions from anywhere.
+    from _common import finish
+
+    finish(result, packages=("gemmi", "pymatgen", "ase", "spglib"))
 
 
 if __name__ == "__main__":
