@@ -23,6 +23,7 @@ from crystalforge.crystal.reading.reasons import Unusable
 
 LEAST_SHARE = 0.5  # of the two atoms' summed covalent radii; the closest pair of MP-20's 38,785 crystals has 0.62
 LEAST_DISTANCE = 0.5  # Å, whatever the elements
+LARGEST_VOLUME = 500.0  # Å^3 for an atom; caesium, the roomiest element, has 117. More is a cell in pm or in nm
 SAME_PLACE = 0.02  # Å
 VOLUME_TOLERANCE = 0.01
 DENSITY_TOLERANCE = 0.1
@@ -68,7 +69,7 @@ def read_formula(text: str) -> dict[int, float] | None:
 
 
 def check(crystal: Crystal, stated: Stated | None = None) -> None:
-    """Raise Unusable (contradiction, overlap, degenerate-cell) when something cannot be."""
+    """Raise Unusable (contradiction, overlap, degenerate-cell, too-sparse) when something cannot be."""
     if len(crystal) == 0:
         raise Unusable("malformed-record", "there are no atoms")
     if not np.isfinite(crystal.lattice).all() or not np.isfinite(crystal.frac).all():
@@ -76,6 +77,10 @@ def check(crystal: Crystal, stated: Stated | None = None) -> None:
     edges, volume = np.linalg.norm(crystal.lattice, axis=1), crystal.volume
     if not volume > 1e-3 * edges.prod():
         raise Unusable("degenerate-cell", f"the cell vectors enclose no volume ({volume:.3g} Å^3)")
+    if volume > LARGEST_VOLUME * len(crystal):
+        each = f"{volume / len(crystal):.4g}"
+        message = f"each atom has {each} Å^3, more than the {LARGEST_VOLUME:g} Å^3 that any crystal needs"
+        raise Unusable("too-sparse", message, each)
     if stated is not None:
         check_stated(crystal, stated)
     check_distances(crystal)

@@ -10,6 +10,7 @@ REMEDIES = {
     "ambiguous-symmetry": "give the symmetry operations, or the full symbol with origin or axes (such as F d -3 m :2)",
     "overlap": "remove the duplicated atom, or correct cell and coordinates",
     "degenerate-cell": "correct the cell",
+    "too-sparse": "give lengths in Å",
     "partial-occupancy": "give an ordered structure",
     "unknown-element": "give chemical elements only",
     "too-many-sites": "give a smaller or more symmetric structure; the model has 20 sites",

@@ -245,6 +245,11 @@ def _sites(block: Block, stated: Stated) -> Sites:
                 f"site {labels[row]} has {hydrogens[row]} hydrogen atoms attached of which no place is given",
                 labels[row],
             )
+    disorder = column("_atom_site_disorder_group")
+    if len(groups := {disorder[row] for row in kept} - {None, "0"}) > 1:
+        first = next(row for row in kept if disorder[row] in groups)
+        message = f"site {labels[first]} is disordered: the file has the groups {', '.join(sorted(map(str, groups)))}"
+        raise Unusable("partial-occupancy", message, labels[first])
     for row in kept:
         _check_occupancy(rows.get("_atom_site_occupancy", ["."] * count)[row], labels[row], stated)
     numbers = atomic_numbers([types[row] for row in kept], [labels[row] for row in kept], stated.formula or ())

@@ -315,6 +315,39 @@ def test_atoms_that_are_too_near_are_refused(sites, said):
     assert said.split()[0] in str(error)
 
 
+def test_disorder_groups_are_refused_even_where_every_site_is_full():
+    columns = "label type_symbol fract_x fract_y fract_z disorder_group"
+    assert parse_cif(cif(columns=columns, sites="Cs Cs 0 0 0 .\nCl Cl .5 .5 .5 1")).formula == "Cs1 Cl1"
+    error = refusal(cif(columns=columns, sites="Cs Cs 0 0 0 1\nCl Cl .5 .5 .5 2"))
+    assert error.reason == "partial-occupancy"
+
+
+def test_occupancies_dots_and_question_marks():
+    columns = "label type_symbol fract_x fract_y fract_z occupancy calc_flag"
+    told = "_symmetry_space_group_name_H-M 'P 1'\n_chemical_formula_sum 'Cs Cl'"
+    sites = "Cs Cs 0 0 0 {0} d\nCl Cl .5 .5 .5 1.0000(5) calc\nX1 Xx ? ? ? 0 dum"
+    assert parse_cif(cif(columns=columns, sites=sites.format("."))).formula == "Cs1 Cl1"
+    assert parse_cif(cif(columns=columns, sites=sites.format("?"), head=told)).formula == "Cs1 Cl1"
+    for text, reason in (
+        ("?", "malformed-cif"),
+        ("2", "malformed-cif"),
+        ("-1", "malformed-cif"),
+        ("0.5", "partial-occupancy"),
+    ):
+        assert refusal(cif(columns=columns, sites=sites.format(text))).reason == reason
+
+
+def test_hydrogens_that_have_no_place_are_missed():
+    columns = "label type_symbol fract_x fract_y fract_z attached_hydrogens"
+    error = refusal(cif(columns=columns, sites="Cs Cs 0 0 0 0\nO1 O .5 .5 .5 2"))
+    assert error.reason == "contradiction"
+    assert "hydrogen" in str(error)
+
+
+def test_a_cell_in_picometres_is_too_sparse():
+    assert refusal(cif((412, 412, 412, 90, 90, 90))).reason == "too-sparse"
+
+
 def test_an_impossible_cell_is_called_that():
     assert refusal(cif((4, 4, 4, 30, 30, 170))).reason == "degenerate-cell"
 
