@@ -158,7 +158,7 @@ def _entries(potential: Potential, phases: Sequence[tuple[str, Crystal]], energy
 
 
 def _phases(source: Path) -> list[tuple[str, Crystal]]:
-    from crystalforge.data.sources.base import Unusable
+    from crystalforge.crystal.reading.reasons import Unusable
     from crystalforge.data.sources.tables import ParquetRecords
 
     if not source.is_file():

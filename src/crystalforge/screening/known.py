@@ -15,7 +15,7 @@ from crystalforge.evaluation.validity import reduced_composition
 
 def open_reference(further: Path | None) -> tuple[Reference, list[str]]:
     """The embedded crystals and those of a parquet file, with the formula of each."""
-    from crystalforge.data.sources.base import Unusable
+    from crystalforge.crystal.reading.reasons import Unusable
     from crystalforge.data.sources.tables import ParquetRecords, embedded
 
     crystals: list[Crystal] = []
