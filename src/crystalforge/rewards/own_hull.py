@@ -164,7 +164,7 @@ def _phases(source: Path) -> list[tuple[str, Crystal]]:
     if not source.is_file():
         raise InputError("there is no such file", source=source, remedy="give a parquet of structures")
     found = []
-    for record in ParquetRecords(source).records():
+    for record in ParquetRecords(source, splits=False).records():
         try:
             found.append((record.id, record.crystal()))
         except Unusable as error:

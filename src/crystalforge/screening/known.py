@@ -20,7 +20,7 @@ def open_reference(further: Path | None) -> tuple[Reference, list[str]]:
 
     crystals: list[Crystal] = []
     names: list[str] = []
-    for source in [embedded(), *([ParquetRecords(further)] if further is not None else [])]:
+    for source in [embedded(), *([ParquetRecords(further, splits=False)] if further is not None else [])]:
         for record in source.records():
             try:
                 crystals.append(record.crystal())
