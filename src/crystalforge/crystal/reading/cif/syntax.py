@@ -60,7 +60,7 @@ def split_blocks(text: str) -> Iterator[tuple[str, str]]:
         elif not inside and (heading := HEADING.match(line)):
             starts.append((place, heading.group(1)))
         place += len(line) + 1
-    ends = [start for start, _ in starts[1:]] + [len(text)]
+    ends = [*(start for start, _ in starts), len(text)][1:]
     for (first, name), last in zip(starts, ends, strict=True):
         block = text[first:last]
         if SITES.search(block) or len(starts) == 1:

@@ -118,6 +118,10 @@ def test_what_is_no_cif_is_called_by_its_name(text, said):
     assert said in str(refusal(text))
 
 
+def test_a_text_without_blocks_has_none():
+    assert list(split_blocks("")) == list(split_blocks("nothing\n")) == []
+
+
 def test_blocks(make):
     blocks = dict(split_blocks((make.cifs / "two_blocks.cif").read_text()))
     assert list(blocks) == ["iron", "polonium"]
