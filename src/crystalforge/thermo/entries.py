@@ -161,7 +161,7 @@ def _charged(formula: str) -> dict[int, float]:
     return _by_number(found)
 
 
-def _by_number(amounts: Mapping[str, float]) -> dict[int, float]:
+def _by_number(amounts: Mapping[str, float | int]) -> dict[int, float]:
     """{atomic number: amount} of {symbol or ion: amount}; ValueError for what is no element."""
     from pymatgen.core import Element
 

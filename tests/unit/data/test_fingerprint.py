@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pymatgen.analysis.structure_matcher import StructureMatcher
-from pymatgen.core import Structure
+from pymatgen.core import Lattice, Structure
 
 from crystalforge.crystal import Crystal, Tokens
 from crystalforge.crystal.convert import to_crystals, tokenize, tokenize_many
@@ -141,21 +141,10 @@ def test_groups_agree_with_pymatgen(some):
 
 def twins() -> tuple[Crystal, Crystal, Crystal]:
     """Quartz of both hands (P3_2 2 1 and P3_1 2 1), and a copy so distorted that its symmetry is gone."""
-    lattice = np.array([[4.913, 0, 0], [-4.913 / 2, 4.913 * np.sqrt(3) / 2, 0], [0, 0, 5.405]])
-    silicon = np.array([[0.4697, 0, 0], [0, 0.4697, 2 / 3], [0.5303, 0.5303, 1 / 3]])
-    x, y, z = 0.4135, 0.2669, 0.1191
-    oxygen = np.array(
-        [
-            [x, y, z],
-            [-y, x - y, z + 2 / 3],
-            [y - x, -x, z + 1 / 3],
-            [y, x, -z],
-            [x - y, -y, 1 / 3 - z],
-            [-x, y - x, 2 / 3 - z],
-        ]
+    quartz = Structure.from_spacegroup(
+        "P3_121", Lattice.hexagonal(4.913, 5.405), ["Si", "O"], [[0.4697, 0, 1 / 3], [0.4135, 0.2669, 0.786]]
     )
-    frac = np.concatenate([silicon, oxygen])
-    numbers = [14] * 3 + [8] * 6
+    lattice, numbers, frac = quartz.lattice.matrix, quartz.atomic_numbers, quartz.frac_coords
     right = Crystal.of(lattice, numbers, frac)
     left = Crystal.of(lattice, numbers, frac * [1, 1, -1])
     moved = Crystal.of(lattice, numbers, frac + 0.01 * np.random.default_rng(0).standard_normal(frac.shape))
