@@ -20,6 +20,7 @@ from crystalforge.crystal import Crystal
 from crystalforge.crystal.distances import shortest_distances
 from crystalforge.crystal.geometry import covalent_radii
 from crystalforge.crystal.reading.reasons import Unusable
+from crystalforge.crystal.reading.symbols import elements
 
 LEAST_SHARE = 0.5  # of the two atoms' summed covalent radii; the closest pair of MP-20's 38,785 crystals has 0.62
 LEAST_DISTANCE = 0.5  # Å, whatever the elements
@@ -54,8 +55,6 @@ def read_formula(text: str) -> dict[int, float] | None:
 
     Deuterium counts as hydrogen.
     """
-    from crystalforge.crystal.reading.cif.species import elements
-
     compact = text.strip().strip("'\"")
     if not compact or TERM.sub("", compact).strip(" ,"):
         return None

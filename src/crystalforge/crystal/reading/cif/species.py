@@ -13,8 +13,8 @@ from collections.abc import Collection, Sequence
 from functools import cache
 
 from crystalforge.crystal.reading.reasons import Unusable
+from crystalforge.crystal.reading.symbols import HYDROGEN, elements
 
-HYDROGEN = {"D": 1, "T": 1}
 # Scattering factors that are named after a state of the atom (International Tables C, 6.1).
 FACTORS = {"cval": 6, "siva": 14, "sival": 14}
 WATER = {"OW": 8, "HW": 1}
@@ -27,14 +27,6 @@ HEAVIEST = 95  # two capitals that name a heavier element (CN, NO, CM) are a gro
 TYPE = re.compile(r"(\d{0,3})([A-Za-z]+)(.*)")
 TAIL = re.compile(r"[0-9.]*[+-]*[0-9.]*[+-]?(\([0-9IVX+-]*\))?[+-]?")
 LETTERS = re.compile(r"[A-Za-z]+")
-
-
-@cache
-def elements() -> dict[str, int]:
-    """{symbol: atomic number}, D and T among them."""
-    from pymatgen.core.periodic_table import Element
-
-    return {Element.from_Z(number).symbol: number for number in range(1, 119)} | HYDROGEN
 
 
 def atomic_numbers(symbols: Sequence[str | None], labels: Sequence[str], formula: Collection[int]) -> list[int]:
