@@ -21,6 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from _common import finish
 
 COMMAND = [sys.executable, "-m", "crystalforge.cli", "screen", "-m", "mp20", "--set", "tracking.enabled=false"]
 
@@ -56,18 +57,15 @@ def main() -> None:
         subprocess.run([*COMMAND, *arguments.rest, "-o", str(places["killed"])], check=True, capture_output=True)
         tables = [pq.read_table(place / "shortlist.parquet") for place in places.values()]
         repeated = {name: _repeated(place / "work") for name, place in places.items()}
-        print(
-            json.dumps(
-                {
-                    "kills": arguments.kills,
-                    "of which with the workers": arguments.group,
-                    "ended before the kill": done,
-                    "crystals": len(tables[0]),
-                    "same list": tables[0].equals(tables[1]),
-                    "jobs computed twice": repeated,
-                },
-                indent=2,
-            )
+        finish(
+            {
+                "kills": arguments.kills,
+                "of which with the workers": arguments.group,
+                "ended before the kill": done,
+                "crystals": len(tables[0]),
+                "same list": tables[0].equals(tables[1]),
+                "jobs computed twice": repeated,
+            }
         )
 
 
