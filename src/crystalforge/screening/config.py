@@ -66,6 +66,7 @@ class ScreenConfig(_Record):
     relaxer: PotentialConfig = Field(default_factory=CHGNetConfig, description="what moves cell and atoms")
     fmax: float = Field(default=0.05, gt=0, description="eV/Å at which a relaxation ends")
     steps: int = Field(default=200, ge=1, description="steps of a relaxation at most")
+    keep_symmetry: bool = Field(default=False, description="relax within the space group")
     promising: float = Field(
         default=0.4, description="eV/atom of E_hull as generated up to which the first judge lets a crystal be relaxed"
     )

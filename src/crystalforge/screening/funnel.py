@@ -261,7 +261,8 @@ class Funnel:
                 kept.append(candidate)
         found.counts["promising"] += len(kept)
         found.survivors, found.step = kept, RELAX
-        settings = {"fmax": self._config.fmax, "steps": self._config.steps}
+        config = self._config
+        settings = {"fmax": config.fmax, "steps": config.steps, "keep_symmetry": config.keep_symmetry}
         for number, piece in enumerate(_pieces(kept, self._config.piece)):
             payload = {"crystals": [_plain(candidate.generated) for candidate in piece], **settings}
             self._ask(found, RELAX, f"relax-{found.number:05d}-{number:03d}", "relax", payload)

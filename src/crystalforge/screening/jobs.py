@@ -100,7 +100,7 @@ class Workbench:
             if name in said
         } | {"status": said["status"]}
 
-    def _relax(self, crystals: Sequence[Plain], fmax: float, steps: int, keep_symmetry: bool = False) -> Plain:
+    def _relax(self, crystals: Sequence[Plain], fmax: float, steps: int, keep_symmetry: bool) -> Plain:
         """Where the crystals come to rest; None where one does not."""
         from crystalforge.potentials.relax import relax
 

@@ -13,8 +13,8 @@ from crystalforge.evaluation.protocols import MatcherSettings
 from crystalforge.evaluation.validity import reduced_composition
 
 
-def open_reference(further: Path | None) -> tuple[Reference, list[str]]:
-    """The embedded crystals and those of a parquet file, with the formula of each."""
+def open_reference(further: Path | None) -> Reference:
+    """The embedded crystals and those of a parquet file; records that are no crystals are passed over."""
     from crystalforge.crystal.reading.reasons import Unusable
     from crystalforge.data.sources.tables import ParquetRecords, embedded
 
@@ -27,7 +27,7 @@ def open_reference(further: Path | None) -> tuple[Reference, list[str]]:
                 names.append(record.id)
             except Unusable:
                 continue
-    return Reference.from_crystals(crystals, names), names
+    return Reference.from_crystals(crystals, names)
 
 
 @dataclass

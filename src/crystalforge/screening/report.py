@@ -29,16 +29,21 @@ if TYPE_CHECKING:
 
 STEPS = {
     "drawn": "drawn",
-    "sound": "of sound geometry",
-    "new": "neither known nor drawn before",
-    "promising": "near the hull by the first judge",
-    "relaxed": "relaxed, and still sound",
-    "different": "different from all others, and from all known",
-    "believed by one": "below the limit by the first judge",
-    "believed by all": "below the limit by all judges",
-    "without a red flag": "without a red flag",
+    "sound": "sound",
+    "new": "new",
+    "promising": "promising",
+    "relaxed": "relaxed",
+    "different": "different",
+    "believed by one": "one judge",
+    "believed by all": "all judges",
+    "without a red flag": "no red flag",
 }
-"""The funnel's counts in their order, and what they count."""
+"""The funnel's counts in their order, and how the figure calls them."""
+
+
+EXPLAINED = """<p>Sound: no atoms too close, no absurd cell. New: neither known nor drawn before. Promising: near the
+hull by the first judge, as generated. Relaxed: still sound then. Different: from all others and all known once more. One
+judge, all judges: below the limit after relaxing. Percentages are of the step before.</p>"""
 
 
 def write_report(
@@ -55,7 +60,7 @@ def write_report(
     )
     figures = {"figure-funnel": _funnel(summary["counts"])}
     blocks = [
-        ("funnel", "The funnel", _figure("figure-funnel") + _fallen(summary["counts"])),
+        ("funnel", "The funnel", EXPLAINED + _figure("figure-funnel") + _fallen(summary["counts"])),
         ("crystals", "The best", '<ul class="gallery" id="gallery"></ul>'),
         ("candidates-list", "The list", _opinions(rows, config) + CANDIDATE_LIST),
         ("experiment", "How it was made", key_values(summary["experiment"])),
@@ -112,7 +117,7 @@ def _record(one: Candidate, row: Mapping[str, Any], config: ScreenConfig) -> dic
         "group": group,
         "symbol": spacegroup_symbol(group),
         "atoms": len(crystal),
-        "energy": _rounded(one.standing(config).worst),
+        "energy": _rounded(max((energies[judge] for judge in config.judge_names), default=math.nan)),
         "heldOut": None,
         "relaxed": None,
         "rmsd": _rounded(one.rmsd),

@@ -52,7 +52,7 @@ def screen(config: Config, out: Path, *, model: Path) -> dict[str, Any]:
             work = out / WORK
             began = time.monotonic()
             with alone(work, _say) as lock:
-                reference, _ = open_reference(settings.known)
+                reference = open_reference(settings.known)
                 first = settings.judges[0]
                 hull = HullStore.open("embedded" if first.hull == "own" else first.hull, scale=first.hull_scale)
                 processes = settings.processes or os.cpu_count() or 1

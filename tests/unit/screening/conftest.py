@@ -55,7 +55,7 @@ class Rules:
         energy = [None if n % 13 == 0 else (n % 29) / 50 - 0.15 + bias for n in numbers]
         return {"e_above_hull": energy, "energy_per_atom": energy, "reward": energy, "status": [0] * len(numbers)}
 
-    def relax(self, crystals: list, fmax: float, steps: int) -> dict:
+    def relax(self, crystals: list, fmax: float, steps: int, keep_symmetry: bool) -> dict:
         moved = [crystal_of(value) for value in crystals]
         after = [Crystal(c.lattice * 1.01, c.numbers, c.frac) for c in moved]
         return {
