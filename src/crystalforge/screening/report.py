@@ -42,8 +42,8 @@ STEPS = {
 
 
 EXPLAINED = """<p>Sound: no atoms too close, no absurd cell. New: neither known nor drawn before. Promising: near the
-hull by the first judge, as generated. Relaxed: still sound then. Different: from all others and all known once more. One
-judge, all judges: below the limit after relaxing. Percentages are of the step before.</p>"""
+hull by the first judge, as generated. Relaxed: still sound then. Different: from all others and all known once more.
+One judge, all judges: below the limit after relaxing. Percentages are of the step before.</p>"""
 
 
 def write_report(
@@ -117,7 +117,7 @@ def _record(one: Candidate, row: Mapping[str, Any], config: ScreenConfig) -> dic
         "group": group,
         "symbol": spacegroup_symbol(group),
         "atoms": len(crystal),
-        "energy": _rounded(max((energies[judge] for judge in config.judge_names), default=math.nan)),
+        "energy": _rounded(max((known[judge] for judge in config.judge_names if judge in known), default=None)),
         "heldOut": None,
         "relaxed": None,
         "rmsd": _rounded(one.rmsd),
