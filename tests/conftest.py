@@ -27,8 +27,8 @@ install_import_hook(
 
 NO_SKIPS = "CRYSTALFORGE_NO_SKIPS"
 # Reasons that a machine cannot do away with: reference data that are no part of the project, tests that are run on
-# request, what a GPU's presence excludes.
-BEYOND = ("no reference data", "on request", "there is a GPU")
+# request, what a GPU's presence excludes, what a container does not allow.
+BEYOND = ("no reference data", "on request", "there is a GPU", "not permitted here")
 MAY_SKIP = "CRYSTALFORGE_MAY_SKIP"  # further beginnings of reasons, by commas
 
 

@@ -29,7 +29,9 @@ def ending() -> Iterator[None]:
         _leave(str(error), 2)
     except termination.Terminated:
         print("\nterminated; what was computed is kept, the same command goes on", file=sys.stderr, flush=True)
-        sys.exit(termination.EXIT_CODE)
+        sys.stdout.flush()
+        # Every block has been left. The interpreter's own end waits for the threads of others, and the pod is killed.
+        os._exit(termination.EXIT_CODE)
     except KeyboardInterrupt:
         print("\ninterrupted; what was computed is kept, the same command goes on", file=sys.stderr)
         sys.exit(130)

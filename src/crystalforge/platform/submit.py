@@ -154,7 +154,7 @@ def _must_answer(endpoint: str, token: str | None) -> None:
         if 300 <= error.code < 400:
             there = urlsplit(error.headers.get("Location", ""))
             raise InputError(
-                f"sends us on to {there.scheme}://{there.hostname or ''}{there.path}",
+                f"sends us on to {there.scheme}://{there.netloc.rpartition('@')[2]}{there.path}",
                 source=endpoint,
                 remedy="give the address of the API itself, and --token-file where one has to log in",
             ) from None

@@ -64,6 +64,16 @@ def test_it_trains_reports_and_registers_once(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "registered.json").read_text())["version"] == str(version.version)
 
     assert train_predictor(config, tmp_path / "out") == record, "done before"
+    weights = tmp_path / "out" / "predictor" / "model"
+    before = {path: path.stat().st_mtime_ns for path in weights.iterdir()}
+    elsewhere = from_sections(
+        **config.sections(("seed", "predictor", "register")),
+        tracking=config.sections(("tracking",))["tracking"] | {"uri": f"sqlite:///{tmp_path}/other.db"},
+    )
+    again = train_predictor(elsewhere, tmp_path / "out")
+    there = registry.version_of(tracking.client(f"sqlite:///{tmp_path}/other.db"), again["metrics"]["uri"])
+    assert there.tags["model_hash"] == record["content"], "another registry gets it too"
+    assert {path: path.stat().st_mtime_ns for path in weights.iterdir()} == before, "without training again"
     write_table(tmp_path / "table.parquet", 1)
     with pytest.raises(StaleOutputs):  # same path, other rows
         train_predictor(config, tmp_path / "out")

@@ -159,6 +159,59 @@ def test_an_alias_moves_only_when_the_gates_are_passed_and_the_versions_say_why(
     assert found.tags["promotion.over"] == f"version {first}"
 
 
+@pytest.mark.parametrize("target", ["latest", "LATEST", "v1", "V2", "a b", ""])
+def test_no_alias_of_the_registrys_own_opens_a_gate(registry: Registry, target: str) -> None:
+    version = registry.version(metrics(60, 380, 0.1))
+    with pytest.raises(InputError, match="--to"):
+        promote(registry.config, PromotionGates(smallest_unique=1.0), target=target)
+    with pytest.raises(InputError, match="give two aliases"):
+        promote(registry.config, PromotionGates(smallest_unique=1.0), target="candidate")
+    assert "promotion" not in registry.api.get_model_version("crystalforge-generator", version).tags
+    assert promote(registry.config, PromotionGates(smallest_unique=1.0), source="latest")["promoted"] is False
+
+
+def test_a_registration_that_was_cut_short_is_gone_on_with(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "w").write_text("x")
+    given = {"name": "cut", "alias": "candidate", "tags": {"model_hash": "h"}, "description": ""}
+
+    def register() -> str:
+        with tracking.StageRun(registry.uri, "test", registry.root, "register", tmp_path / "stage") as run:
+            return models.register_files(run, tmp_path / "weights", **given)[0]
+
+    with monkeypatch.context() as broken:
+        broken.setattr("mlflow.MlflowClient.set_registered_model_alias", lambda *_: 1 / 0)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                register()
+    version = register()
+    assert [found.version for found in registry.api.search_model_versions("name = 'cut'")] == [int(version)]
+    assert registry.api.get_model_version_by_alias("cut", "candidate").tags == {"model_hash": "h"}
+
+
+def test_a_version_of_the_same_number_in_another_registry_is_another_model(
+    registry: Registry, model: Path, tmp_path: Path
+) -> None:
+    found = []
+    for name in ("a", "b"):
+        root = tmp_path / name
+        there = Registry(root)
+        torch.manual_seed(len(name) + ord(name))
+        save_model(
+            root / "m", CrystalFormer(ModelConfig(layers=1, heads=2, head_size=8, width=16, embedding=8)), info={}
+        )
+        with tracking.StageRun(there.uri, "test", root, "register", root / "stage") as run:
+            version, _ = models.register_generator(
+                run, root / "m", name="g", alias="candidate", tags={"model": "tuned"}, description=""
+            )
+        assert version == "1"
+        found.append(fetch(there.config, "models:/g/1", tmp_path / f"fetched-{name}"))
+    assert found[0]["key"] != found[1]["key"]
+    assert found[0]["content"] != found[1]["content"]
+
+
 def test_unknown_models_are_named(registry: Registry) -> None:
     for text, says in {
         "models:/nowhere@production": "not registered",
