@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
+
+LISTENERS: list[Callable[[str, int, int | None, float | None], None]] = []
+"""Called with label, what is done, the total and the seconds left (None: unknown) whenever a line is printed."""
 
 
 class Progress:
@@ -78,6 +82,10 @@ class Progress:
         if self._quiet or (final and not self._redraw and self.done == self._last):
             return  # the log has it already
         self._last = self.done
+        rate = (self.done - self._first) / max(time.monotonic() - self._began, 1e-9)
+        left = (self.total - self.done) / rate if self.total is not None and rate > 0 else None
+        for listener in LISTENERS:
+            listener(self.label, self.done, self.total, left)
         end = "\n" if final or not self._redraw else ""
         start = "\r\x1b[K" if self._redraw else ""
         print(f"{start}{self.line()}", end=end, file=self._stream, flush=True)

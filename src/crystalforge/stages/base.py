@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +27,7 @@ from crystalforge.common import termination
 from crystalforge.common.errors import InputError, without_secrets
 from crystalforge.common.files import atomic_file, sha256_json, write_json
 from crystalforge.common.system import of_the_system
+from crystalforge.integrations.trainjob.progress import JobStatus, job_status
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
@@ -89,6 +90,8 @@ class Stage:
             self.lineage |= record.get("lineage", {})
         self.records = leads()
         self.run: StageRun | None = None
+        self.job: JobStatus | None = None
+        self._opened = ExitStack()
         self._asked: dict[str, bool] = {}
         self._began = time.monotonic()
 
@@ -112,6 +115,7 @@ class Stage:
         begun.write_text(self.key)
         (self.out / ERROR).unlink(missing_ok=True)
         self.run = self._open_record()
+        self.job = self._opened.enter_context(job_status(self.name))
         return self
 
     def __exit__(
@@ -119,6 +123,7 @@ class Stage:
     ) -> None:
         if self.run is not None:
             self.run.__exit__(kind, error, trace)
+        self._opened.close()
         assert kind is not None or self.outcome, f"{self.name} ended without finish()"
 
     @property
@@ -176,7 +181,9 @@ class Stage:
             self.run.tags({f"lineage.{name}": value for name, value in self.lineage.items()})
 
     def on_metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """The hook that loops call at each step; feeds the tracking server when there is one."""
+        """The hook that loops call at each step; feeds the tracking server and a TrainJob's status, if any."""
+        if self.job is not None:
+            self.job.metrics(values)
         if self.run is not None:
             self.run.metrics(step, values)
 

@@ -34,12 +34,13 @@ PARTIES = [
     Party("stranger"),
     Party("standalone step", STEP, "kubeflow"),
     Party("pipeline service", {"app": "ml-pipeline"}, "kubeflow"),
+    Party("trainer", {"app.kubernetes.io/name": "trainer"}, "kubeflow-system"),
     Party("prometheus", {"app.kubernetes.io/name": "prometheus"}, "monitoring"),
     Party("dns", {"k8s-app": "kube-dns"}, "kube-system"),
     Party("neighbour", {"app.kubernetes.io/name": "rewards"}, "default"),
     Party("API server or internet", {}, "outside"),
 ]
-PORTS = (22, 53, 80, 443, 5000, 5432, 6443, 8001, 8002, 8003, 8080, 8333, 8887, 8888, 9000, 29400)
+PORTS = (22, 53, 80, 443, 5000, 5432, 6443, 8001, 8002, 8003, 8080, 8333, 8887, 8888, 9000, 10443, 29400)
 
 
 def _selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
@@ -101,10 +102,19 @@ def _all_ports(one: str, other: str) -> set[tuple[str, str, int]]:
     return {(one, other, port) for port in PORTS}
 
 
-_OUTSIDE = {"API server or internet", "pipeline service", "prometheus", "dns", "neighbour", "standalone step"}
+_OUTSIDE = {
+    "API server or internet",
+    "trainer",
+    "pipeline service",
+    "prometheus",
+    "dns",
+    "neighbour",
+    "standalone step",
+}
 NEEDED = {
     ("learner", "rewards", 8001),
     ("learner", "mlflow", 5000),
+    ("learner", "trainer", 10443),
     ("step", "rewards", 8001),
     ("step", "mlflow", 5000),
     ("mlflow", "postgres", 5432),
