@@ -46,7 +46,7 @@ class JobStatus:
         self._set({"metrics": before | {name: float(value) for name, value in values.items()}})
 
     def _set(self, values: Mapping[str, object]) -> None:
-        self._state = self._state | values  # a new one: the thread may be reading the old
+        self._state = {**self._state, **values}  # a new one: the thread may be reading the old
         self._changed.set()
 
     def _run(self) -> None:
