@@ -34,9 +34,27 @@ RecipeOption = Annotated[
 
 ReplaceOption = Annotated[bool, typer.Option("--replace", help="Drop outputs of another configuration.")]
 
-# A verb writes either a folder or one file, and says which; the other is refused before anything is computed.
-OutOption = Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="Directory for the outputs.")]
-OutFileOption = Annotated[Path, typer.Option("--out", "-o", dir_okay=False, help="File to write.")]
+
+def _folder(path: Path) -> Path:
+    """Refuse a file where a verb writes a folder, before anything is computed."""
+    if path.exists() and not path.is_dir():
+        from crystalforge.common.errors import InputError
+
+        raise InputError("is a file; this verb writes a folder", source=path, remedy="give a folder as --out")
+    return path
+
+
+def _file(path: Path) -> Path:
+    """Refuse a folder where a verb writes one file, before anything is computed."""
+    if path.is_dir():
+        from crystalforge.common.errors import InputError
+
+        raise InputError("is a folder; this verb writes one file", source=path, remedy="give a file as --out")
+    return path
+
+
+OutOption = Annotated[Path, typer.Option("--out", "-o", callback=_folder, help="Directory for the outputs.")]
+OutFileOption = Annotated[Path, typer.Option("--out", "-o", callback=_file, help="File to write.")]
 
 DataOption = Annotated[Path, typer.Option("--data", help="Output directory of `ingest`.")]
 

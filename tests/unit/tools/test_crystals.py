@@ -209,5 +209,5 @@ def test_a_folder_where_a_file_is_meant_is_refused_at_once_and_the_reverse(
         "sample": ["-m", str(model)],
     }
     found = CliRunner().invoke(app, [verb, *given[verb], "-o", str(out)])
-    assert found.exit_code == 2
-    assert ("is a directory" if folder else "is a file") in found.output
+    assert isinstance(found.exception, InputError), "one message, and exit code 2"
+    assert f"{out}: is a {'folder' if folder else 'file'}" in str(found.exception)
