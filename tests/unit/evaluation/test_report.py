@@ -111,6 +111,8 @@ def test_best_candidates_come_first(page):
     energies = [row["e_above_hull"] for row in rows if row["sun"]]
     assert energies == sorted(energies)
     assert len(choose(table, 3)) == 3
+    nothing = choose(table.slice(0, 0), 3)
+    assert (len(nothing), nothing.column_names[-1]) == (0, "flags"), "a model that built no crystal has a report too"
 
 
 def test_cif_gives_the_crystal_back(prototypes):

@@ -37,7 +37,7 @@ def choose(table: pa.Table, count: int, *, hull: HullStore | None = None, limit:
     """
     shown = table.take(pa.array(np.flatnonzero(_flag(table, "built") & _flag(table, "unique"))))
     order = _order(shown, [flags_of(evidence) for evidence in _evidence(shown, None)], limit)
-    ranked = shown.take(pa.array(order))
+    ranked = shown.take(pa.array(order, pa.int64()))
     names = ("label", "formula", "spacegroup", "e_above_hull")
     columns = [ranked.column(name).to_pylist() for name in names if name in ranked.column_names]
     keys = [tuple(round(x, 4) if isinstance(x, float) else x for x in row) for row in zip(*columns, strict=True)]
