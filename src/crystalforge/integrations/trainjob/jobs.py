@@ -6,7 +6,8 @@ the last lines of every pod that failed; a cancelled wait (Ctrl-C, SIGTERM, any 
 runs already under the same name and with the same specification is adopted: a pipeline step that was evicted and
 started again goes on watching instead of starting a second learner in the same directory.
 
-What this was tested against is an HTTP server that speaks the API; it has not met a live cluster.
+What this is tested against is an HTTP server that speaks the API; it has met a real API server too (tests/cluster), but
+not Trainer's controller.
 """
 
 from __future__ import annotations
