@@ -10,6 +10,7 @@ import sys
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -90,16 +91,23 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Any:
     return report
 
 
+def _why(report: Any) -> str:
+    why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return why.removeprefix("Skipped: ")
+
+
 def _refuse(report: Any) -> None:
     """A skip becomes a failure, unless no machine can do anything about it."""
-    why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    why = why.removeprefix("Skipped: ")
+    why = _why(report)
     if not why.startswith((*BEYOND, *filter(None, os.environ.get(MAY_SKIP, "").split(",")))):
         report.outcome, report.longrepr = "failed", f"skipped, and {NO_SKIPS} is set: {why}"
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """The order was random; this is how it comes again."""
+    """What was not run and how to bring what it needs, a line for each reason; and how the random order comes again."""
+    reasons = Counter(_why(report) for report in terminalreporter.stats.get("skipped", []))
+    for reason, number in sorted(reasons.items()):
+        terminalreporter.write_line(f"skipped ({number}): {reason}")
     if config.getoption("random_order_enabled", False):
         seed = str(config.getoption("random_order_seed")).removeprefix("default:")
         terminalreporter.write_line(f"in random order, which comes again with --random-order-seed={seed}")

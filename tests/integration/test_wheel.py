@@ -64,11 +64,15 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return script.parent
 
 
+def outside() -> dict[str, str]:
+    """An environment in which nothing points to the checkout."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+
 def call(installed: Path, place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     return subprocess.run(
         [installed / "crystalforge", *arguments], cwd=place, capture_output=True, text=True,
-        env=kept | {"PATH": f"{installed}{os.pathsep}{os.environ['PATH']}"},
+        env=outside() | {"PATH": f"{installed}{os.pathsep}{os.environ['PATH']}"},
     )  # fmt: skip
 
 
@@ -88,7 +92,7 @@ def test_every_file_that_a_verb_reads_is_in_it(wheel: Path) -> None:
 def test_help_recipes_sampling_and_scoring(installed: Path, tmp_path: Path) -> None:
     where = subprocess.run(
         [installed / "python", "-c", "import crystalforge; print(crystalforge.__file__)"],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
+        cwd=tmp_path, capture_output=True, text=True, check=True, env=outside(),
     )  # fmt: skip
     assert where.stdout.startswith(str(installed.parent)), "not the checkout's"
     assert call(installed, tmp_path, "--help").returncode == 0
