@@ -31,14 +31,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--group", type=int, default=0, help="kills that hit the workers too")
-    parser.add_argument("--longest", type=float, default=20.0, help="seconds between two kills at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("rest", nargs="*", default=["--top", "5", "--set", "screen.round=32"], help="after --: options")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         places = {name: Path(folder) / name for name in ("undisturbed", "killed")}
+        began = time.monotonic()
         subprocess.run([*COMMAND, *arguments.rest, "-o", str(places["undisturbed"])], check=True, capture_output=True)
+        whole = time.monotonic() - began
         groups = set(chance.sample(range(arguments.kills), arguments.group))
         done = 0
         for number in range(arguments.kills):
@@ -46,7 +47,7 @@ def main() -> None:
                 [*COMMAND, *arguments.rest, "-o", str(places["killed"])],
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
-            time.sleep(chance.uniform(0.5, arguments.longest))
+            time.sleep(chance.uniform(0, whole))
             workers = _children(process.pid)
             done += process.poll() is not None
             process.send_signal(signal.SIGKILL)
