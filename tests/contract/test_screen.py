@@ -46,6 +46,7 @@ def run(arguments: list[str], cwd: Path) -> dict:
     return json.loads(out)
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("wish", wishes(), ids=lambda wish: wish[-1])
 def test_the_how_to_s_wishes_as_written(wish: list[str], tmp_path: Path) -> None:
     pytest.importorskip("sevenn")
@@ -74,6 +75,7 @@ def test_a_mistake_is_one_message(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.timeout(1800)  # half a minute of work, on a machine that has nothing else to do
 def test_killed_at_any_instant_it_comes_to_the_same_list(tmp_path: Path) -> None:
     """SIGKILL to the screening alone: its workers finish what they are at, and nothing is computed twice."""
     undisturbed = run([*SMALL, "-o", "a"], tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from crystalforge.crystal import Crystal
@@ -13,6 +14,7 @@ from crystalforge.evaluation.protocols import MatcherSettings
 from crystalforge.evaluation.validity import reduced_composition
 
 
+@cache
 def open_reference(further: Path | None) -> Reference:
     """The embedded crystals and those of a parquet file; records that are no crystals are passed over."""
     from crystalforge.crystal.reading.reasons import Unusable

@@ -38,8 +38,9 @@ def screen(config: Config, out: Path, *, model: Path) -> dict[str, Any]:
     settings = config.screen
     content = weights_hash(load_model(weights).model)
     options = {"model": content, "known": None if settings.known is None else sha256_file(settings.known)}
-    _go_on_with_more(config, out)
-    with Stage("screen", config, out, sections=("seed", "screen"), options=options) as stage:
+    stage = Stage("screen", config, out, sections=("seed", "screen"), options=options)
+    _go_on_with_more(stage)
+    with stage:
         if stage.finished is None:
             from crystalforge.rewards.own_hull import embedded_phases
             from crystalforge.screening.funnel import Funnel
@@ -91,14 +92,11 @@ def screen(config: Config, out: Path, *, model: Path) -> dict[str, Any]:
     return stage.outcome
 
 
-def _go_on_with_more(config: Config, out: Path) -> None:
+def _go_on_with_more(stage: Stage) -> None:
     """A finished screening that is asked for more crystals, or given a larger budget, is not finished."""
-    record = out / RECORD
-    if not record.exists():
-        return
-    made = json.loads(record.read_text())["config"].get("screen")
-    if made != config.sections(("screen",))["screen"]:
-        record.unlink()
+    made = stage.finished
+    if made is not None and made["config"] != stage.config.sections(stage.sections):
+        (stage.out / RECORD).unlink()
 
 
 def _confirm(pool: Pool, work: Path, best: Sequence[Candidate], config: Config) -> dict[str, int]:
