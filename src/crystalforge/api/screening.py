@@ -24,7 +24,7 @@ def screen(
     """Draw, judge, relax and judge again until `top` crystals convince every judge; the relaxed ones, best first.
 
     model: as a directory of a model, or the name of a shipped one. out: directory of the list, its CIFs and its page; a
-    further call with the same arguments goes on there. settings: those of the section `screen`, such as budget, judges or
+    further call with the same arguments goes on there. settings: those of the section `screen`, such as budget, judges,
     limit. Columns: those of `shortlist.parquet`. Raises InputError for a wish that no crystal can meet.
 
     >>> screen(chemical_system="Li-P-S", top=5, out="wish")["worst"]      # doctest: +SKIP

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from crystalforge.crystal import Crystal, Tokens
     from crystalforge.crystal.convert import Tokenized
-    from crystalforge.data.sources import Record
     from crystalforge.model.sampling.config import SamplingConfig
     from crystalforge.model.sampling.sampler import Precision
     from crystalforge.model.sampling.samples import Samples
