@@ -159,9 +159,10 @@ class Crystals(Sequence["Crystal | None"]):
         return View.of(crystal)
 
     def _repr_html_(self) -> str:
-        from crystalforge.api.notebook import table
+        from crystalforge.api.notebook import MOST_ROWS, table
 
-        return table(self)
+        shown = self[:MOST_ROWS]
+        return table(list(shown), shown.formulas, shown.columns, more=len(self) - len(shown))
 
     def __repr__(self) -> str:
         shown = ", ".join(formula or "None" for formula in self[:6].formulas)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from crystalforge.crystal.crystal import Crystal
-
-if TYPE_CHECKING:
-    from crystalforge.api.crystals import Crystals
 
 MOST_ROWS, MOST_ATOMS, PIXELS = 20, 200, 84
 TILT = np.array([[0.86, -0.16], [-0.50, -0.28], [0.0, 0.95]])  # Cartesian axes on the picture's, x right and y up
@@ -22,19 +20,19 @@ BALL = 0.42  # Å per square root of the covalent radius, as in the viewer
 CORNERS = np.array([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)], dtype=np.float64)
 
 
-def table(crystals: Crystals) -> str:
-    """The first rows as HTML: picture, formula, number of atoms, and the columns."""
-    shown = crystals[:MOST_ROWS]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "", "formula", "atoms", *shown.columns))
+def table(
+    crystals: Sequence[Crystal | None], formulas: Sequence[str], columns: Mapping[str, np.ndarray], *, more: int = 0
+) -> str:
+    """HTML rows: picture, formula, number of atoms, and the columns. more: how many are not shown."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "", "formula", "atoms", *columns))
     rows = []
-    for number, (crystal, formula) in enumerate(zip(shown, shown.formulas, strict=True)):
+    for number, (crystal, formula) in enumerate(zip(crystals, formulas, strict=True)):
         cells = [
             str(number), "" if crystal is None else picture(crystal), html.escape(formula) or "&ndash;",
             "" if crystal is None else str(len(crystal)),
-            *(html.escape(_text(values[number])) for values in shown.columns.values()),
+            *(html.escape(_text(values[number])) for values in columns.values()),
         ]  # fmt: skip
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    more = len(crystals) - len(shown)
     rest = f"<p>and {more} more</p>" if more else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{rest}"
 
