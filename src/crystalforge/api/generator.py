@@ -41,12 +41,12 @@ def load(model: str | Path = "mp20", *, device: str = "cpu", tracking_uri: str |
     from crystalforge.stages.models import find_model
 
     if str(model).startswith(REGISTERED):
-        from crystalforge.integrations.mlflow import tracking
+        from crystalforge.integrations.mlflow import registry, tracking
 
         api = tracking.client(tracking.tracking_uri(tracking_uri, Path("runs")))
         with tempfile.TemporaryDirectory() as temporary:
-            version = tracking.version_of(api, str(model))
-            loaded = load_model(tracking.download_generator(api, version, Path(temporary)), device=device)
+            version = registry.version_of(api, str(model))
+            loaded = load_model(registry.download_generator(api, version, Path(temporary)), device=device)
     else:
         loaded = load_model(find_model(Path(model)), device=device)
     return Generator(loaded.model, loaded.info, name=str(model))
