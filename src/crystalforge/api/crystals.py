@@ -74,15 +74,15 @@ class Crystals(Sequence["Crystal | None"]):
         return iter(self._crystals)
 
     @overload
-    def __getitem__(self, key: int) -> Crystal | None: ...
+    def __getitem__(self, key: int) -> Crystal | None: ...  # type: ignore[override]
     @overload
-    def __getitem__(self, key: str) -> np.ndarray: ...
+    def __getitem__(self, key: str) -> np.ndarray: ...  # type: ignore[override]
     @overload
-    def __getitem__(self, key: slice) -> Crystals: ...
+    def __getitem__(self, key: slice) -> Crystals: ...  # type: ignore[override]
     @overload
-    def __getitem__(self, key: Sequence[int] | np.ndarray) -> Crystals: ...
+    def __getitem__(self, key: Sequence[int] | np.ndarray) -> Crystals: ...  # type: ignore[override]
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: Any) -> Any:  # type: ignore[override]
         if isinstance(key, str):
             if key not in self.columns:
                 raise InputError(f"there is no column {key!r}", remedy=f"one of: {', '.join(self.columns) or 'none'}")
