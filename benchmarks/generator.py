@@ -5,8 +5,8 @@
     python benchmarks/generator.py work/quality --label base
 
 Overlapping: two atoms, images included, closer than 0.7 of the sum of their covalent radii (Cordero et al. 2008).
-Touching: closer than 0.5 Å. The rest are the evaluation's own figures: stable (E_hull < 0.1 eV/atom as generated) by the
-reward, which refuses overlapping atoms, and by the held-out judge, which does not; unique, novel, S.U.N.
+The rest are the evaluation's own figures: stable (E_hull < 0.1 eV/atom as generated) by the reward, which refuses
+overlapping atoms, and by the held-out judge, which does not; unique, novel, S.U.N.
 """
 
 from __future__ import annotations

@@ -94,7 +94,9 @@ def pretrain(
     torch.manual_seed(derived_seed(seed, -1))
     model = build_model(model_config)
     if start is not None:
-        model.load_state_dict(load_model(start, expected=model_config).model.state_dict())
+        free = {name: load_model(start).model.config.model_dump()[name] for name in ("dropout", "attention_dropout")}
+        expected = model_config.model_copy(update=free)  # how much is dropped is training's business
+        model.load_state_dict(load_model(start, expected=expected).model.state_dict())
     engine = make_engine(model.to(ranks.device), config.optimizer, ranks)
     run = Run(
         config,
