@@ -29,6 +29,7 @@ SAME_PLACE = 0.02  # Å
 VOLUME_TOLERANCE = 0.01
 DENSITY_TOLERANCE = 0.1
 AMOUNT_TOLERANCE = 0.01  # of a formula's amounts, which are rounded
+DIATOMIC = (1, 7, 8, 9, 17)
 DALTON = 1.66053907  # g/cm^3 times Å^3 per u
 TERM = re.compile(r"([A-Z][a-z]?)\s*([0-9]*\.?[0-9]*)")
 
@@ -143,7 +144,9 @@ def _check_formula(crystal: Crystal, stated: Stated) -> None:
         raise Unusable("contradiction", f"{said}: {units:.3g} formula units", stated.text)
     if stated.units is not None and stated.units > 0 and round(stated.units) != nearest:
         # Some programs give the content of the cell as the formula, and count units of the reduced one.
-        content = nearest == 1 and (counts % stated.units == 0).all()
+        # Of F7 pymatgen counts 3 units of F2.
+        molecules = len(numbers) == 1 and int(numbers[0]) in DIATOMIC and counts[0] // 2 == stated.units
+        content = nearest == 1 and ((counts % stated.units == 0).all() or molecules)
         if not content:
             raise Unusable(
                 "contradiction",

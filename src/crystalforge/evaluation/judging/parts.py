@@ -86,7 +86,7 @@ class Parts:
         """The columns of `relaxed_table` and, prefixed by the names in `judges`, what each judge says of the relaxed
         crystals, for the given rows of `table`; all columns' names begin with `relaxed_`.
         """
-        chosen = table.take(pa.array(rows))
+        chosen = table.take(pa.array(rows, pa.int64()))
         # `chosen_rows` depends on the number of samples, and a smaller subset begins a larger one.
         folder = self.folder / f"relaxed-{relaxer.identity()[:HASH]}" / f"of-{len(table)}"
 
@@ -130,7 +130,7 @@ def scattered(part: pa.Table, rows: Int64[np.ndarray, " k"], size: int) -> pa.Ta
     columns = {}
     for field, column in zip(part.schema, part.columns, strict=True):
         blank = pa.array([_blank(field.type)], field.type)
-        columns[field.name] = pa.chunked_array([*column.chunks, blank], field.type).take(pa.array(where))
+        columns[field.name] = pa.chunked_array([*column.chunks, blank], field.type).take(pa.array(where, pa.int64()))
     return pa.table(columns).combine_chunks()
 
 

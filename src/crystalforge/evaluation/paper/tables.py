@@ -66,7 +66,7 @@ def candidates(runs: Runs, count: int = CANDIDATES) -> list[Row]:
             shown &= np.isfinite(energy) & _flags(table, "stable")
             order = np.argsort(energy[shown], kind="stable")
         chosen = np.flatnonzero(shown)[order][:count]
-        for row, value in zip(table.take(pa.array(chosen)).to_pylist(), merit[chosen], strict=True):
+        for row, value in zip(table.take(pa.array(chosen, pa.int64())).to_pylist(), merit[chosen], strict=True):
             found.append(
                 {
                     "model": label,

@@ -103,4 +103,4 @@ def _known_pairs(rows: pa.Table, columns: tuple[str, str]) -> tuple[Float64[np.n
     """Values of two columns where both are known, and the formulas; at most MOST_POINTS, the first ones."""
     values = np.stack([rows.column(name).to_numpy().astype(np.float64) for name in columns], axis=1)
     shown = np.flatnonzero(np.isfinite(values).all(axis=1))[:MOST_POINTS]
-    return values[shown], rows.take(pa.array(shown)).column("formula").to_pylist()
+    return values[shown], rows.take(pa.array(shown, pa.int64())).column("formula").to_pylist()

@@ -51,6 +51,8 @@ def test_a_sound_crystal_passes():
     check(CSCL)
     check(CSCL, Stated({55: 1, 17: 1}, units=1, volume=69.9, density=4.0, text="CsCl", whole=True))
     check(CSCL, Stated({55: 3, 17: 3}, text="Cs3Cl3"))  # ratios alone count
+    fluorine = Crystal.of(np.diag([4, 4, 6]), [9] * 3, [[0, 0, 0], [0.5, 0, 0.5], [0, 0.5, 0.25]])
+    check(fluorine, Stated({9: 3}, units=1, text="F3", whole=True))  # pymatgen: one F2
 
 
 @pytest.mark.parametrize(
