@@ -25,6 +25,7 @@ from crystalforge.evaluation.judging.judge import judge
 from crystalforge.evaluation.judging.parts import Parts, append, held_out_prefix, scattered, versions
 from crystalforge.evaluation.judging.relaxing import Relaxer, chosen_rows
 from crystalforge.evaluation.matching.reference import Reference
+from crystalforge.evaluation.metrics.objective import TAU
 from crystalforge.evaluation.protocols import PROTOCOLS
 from crystalforge.rewards.protocol import Reward
 
@@ -44,6 +45,7 @@ def evaluate_samples(
     held_out: Sequence[Reward] = (),
     relaxer: Relaxer | None = None,
     lineage: Lineage | None = None,
+    tau: float | None = None,
     quiet: bool = False,
 ) -> pa.Table:
     """Evaluate samples of one or more models; write `out/crystals.parquet` and return the table.
@@ -52,7 +54,8 @@ def evaluate_samples(
     `held_out_2_`, ... relaxer: moves the crystals that `config.relax` chooses; adds the column relaxed_asked, those of
     `relaxing.relaxed_table`, and all judges' answers for the relaxed crystals with the prefix `relaxed_` before their
     own. lineage: for each label, or each label and seed, values of run_id, model_hash and data_hash. The other columns
-    are described in `scoring` and `judging.judge`. Raises RewardUnavailable when the service stops answering; what was
+    are described in `scoring` and `judging.judge`. tau: price of a nat in the objective of the tuned models, for the
+    metadata (`metrics.objective`). Raises RewardUnavailable when the service stops answering; what was
     computed before stays and is not computed again.
     """
     names = [(source.label, source.seed) for source in sources]
@@ -94,6 +97,7 @@ def evaluate_samples(
             "headline": protocols[0].name,
             "reference": reference.digest,
             "held_out": json.dumps(versions(held_out)),
+            **({} if tau is None else {TAU: repr(tau)}),
         }
     )
     with atomic_file(out / TABLE) as temporary:

@@ -6,6 +6,8 @@ Gates, each a sentence in the version's tags:
   (a non-inferiority test: too few samples fail it);
 - *held-out potential*: where other potentials judged the crystals, none contradicts the gain that the reward's own
   potential sees;
+- *objective*: where its evaluation measured L = E[r] - tau KL(p || p_base), that is not below its base model's: what it
+  gained then cost more than it is worth by the very objective that it was tuned for;
 - *uniqueness*: the lower end of the interval is above a floor.
 The reference is the model in production; without one, the base model of the candidate's own evaluation.
 """
@@ -127,6 +129,21 @@ def _opinion(candidate: Judged, reference: Judged, metric: str) -> tuple[bool, s
     return True, f"agrees: {said}"
 
 
+def objective_gate(summary: Mapping[str, Any], label: str) -> Gate:
+    """Whether the model called `label` in an evaluation is at least as good as the base by the objective of tuning."""
+    measured = summary.get("objective") or {}
+    if label not in measured.get("comparison", {}):
+        return Gate("objective", True, "a base model" if label == summary["baseline"] else "not measured")
+    change, own = measured["comparison"][label]["objective"], measured["models"][label]["objective"]
+    if change["value"] is None:
+        return Gate("objective", True, "not measured")
+    said = (
+        f"L {own['value']:.3f}, {change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}] against its base "
+        f"(tau {measured['tau']:g})"
+    )
+    return Gate("objective", change["value"] >= 0, said)
+
+
 def promote(
     config: Config, gates: PromotionGates, *, source: str = "candidate", target: str = "production"
 ) -> dict[str, Any]:
@@ -169,7 +186,7 @@ def _promote(api: MlflowClient, name: str, gates: PromotionGates, *, source: str
         reference = _judged(candidate, summary, summary["baseline"])
     else:
         reference = None
-    found = judge(judged, reference, gates)
+    found = [*judge(judged, reference, gates), objective_gate(summary, candidate.tags["model"])]
     passed = all(gate.passed for gate in found)
     tags = {f"gate.{gate.name.replace(' ', '_')}": f"{_word(gate.passed)}: {gate.why}" for gate in found}
     tags["promotion"] = f"{'to' if passed else 'refused for'} {target}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"

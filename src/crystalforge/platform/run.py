@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pipelines.cluster import ClusterConfig
 
 SUMMARY = "summary.json"
+WITHOUT_FILTER = 3  # columns of the printed table where no filter was measured
 
 
 def run(config: Config, directory: Path, *, fresh: bool = False) -> Path:
@@ -224,19 +225,28 @@ def _print(place: Path, summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     from crystalforge.evaluation.metrics.measures import METRICS
+    from crystalforge.evaluation.metrics.objective import CAPTIONS
 
-    base, tuned = summary["models"]["base"], summary["models"]["tuned"]
+    base = summary["models"]["base"]
+    captions = {name: (caption, unit) for name, (caption, unit, _) in METRICS.items()} | CAPTIONS
     table = Table(title=f"{base['n']:,} crystals from each model, 95 % intervals", title_justify="left")
-    for heading in ("", "base", "fine-tuned", "difference"):
+    columns = table_columns(summary)
+    for heading in ("", *columns):
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
-    for name, (caption, unit, _) in METRICS.items():
-        if name in base["metrics"] and name in tuned["metrics"]:
-            found = (base["metrics"][name], tuned["metrics"][name], summary["comparison"]["tuned"].get(name))
+    for name, (caption, unit) in captions.items():
+        found = [column.get(name) for column in columns.values()]
+        if any(found):
             shown = [_figure(value, percent=unit == "%") for value in found]
             table.add_row(f"{caption} {unit}".strip(), *shown)
     # A log collector is no terminal, and has no width of its own.
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 40 + 27 * len(columns), highlight=False)
     console.print(table)
+    if len(columns) > WITHOUT_FILTER:
+        console.print(
+            "filtered: only crystals that pass the reward's guards, which ask no model: drawn again until one passes. "
+            "The learner's merit is the last column.",
+            soft_wrap=True,
+        )
     registered = summary["registered"]
     console.print(f"report      {summary['report']}", soft_wrap=True)
     console.print(f"summary     {place / SUMMARY}", soft_wrap=True)
@@ -245,6 +255,26 @@ def _print(place: Path, summary: dict[str, Any]) -> None:
     weights = place / {"base": maker, "tuned": "finetune"}[registered["model"]] / "model"
     console.print(f"model       {named}{weights}: the {registered['model']} model", soft_wrap=True)
     console.print(f"time        {summary['seconds']:.0f} s", soft_wrap=True)
+
+
+def table_columns(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What stands beside what: base and tuned model as drawn, and where it was measured both behind the free filter."""
+    models, objective = summary["models"], summary.get("objective")
+    columns = {
+        "base": models["base"]["metrics"],
+        "fine-tuned": models["tuned"]["metrics"],
+        "difference": summary["comparison"]["tuned"],
+    }
+    if objective is None:
+        return columns
+    columns["base"] = columns["base"] | objective["models"]["base"]
+    columns["fine-tuned"] = columns["fine-tuned"] | objective["models"]["tuned"]
+    columns["difference"] = columns["difference"] | objective["comparison"]["tuned"]
+    return columns | {
+        "base, filtered": objective["filtered"]["base"],
+        "fine-tuned, filtered": objective["filtered"]["tuned"],
+        "difference, filtered": objective["filtered_comparison"]["tuned"],
+    }
 
 
 def _figure(found: dict[str, Any] | None, *, percent: bool) -> str:

@@ -79,7 +79,7 @@ def evaluate(
         raise InputError("there is nothing to evaluate", remedy="give --base and --tuned, --model or --samples")
     inputs = {"data": data} | {name: path for name, path in (("base", base), ("tuned", tuned)) if path is not None}
     further = [{"label": e.label, "content": e.content} for e in entries if e.path not in (base, tuned)]
-    options: dict[str, Any] = {"further": further} if further else {}
+    options: dict[str, Any] = {"tau": config.finetune.tau} | ({"further": further} if further else {})
     if config.evaluate.reference is not None:
         options["reference"] = read_record(config.evaluate.reference, "evaluate.reference")["content"]
     sections = ("seed", "reward", "evaluate")
@@ -110,7 +110,7 @@ def evaluate(
                 relaxer = None if settings.relax is None else PotentialRelaxer.of(settings.relax)
                 table = evaluate_samples(
                     sources, reward, _reference(config, store, first), settings,
-                    out=out, held_out=held_out, relaxer=relaxer, lineage=lineage,
+                    out=out, held_out=held_out, relaxer=relaxer, lineage=lineage, tau=config.finetune.tau,
                 )  # fmt: skip
                 judges = {"reward": reward, **{f"held-out {k}": judge for k, judge in enumerate(held_out, start=1)}}
                 metadata = _metadata(config, store, judges, entries, known)
@@ -251,6 +251,10 @@ def _headline(summary: dict[str, Any]) -> dict[str, float]:
     flat = {}
     for label, model in summary["models"].items():
         flat |= {f"{label}.{name}": found["value"] for name, found in model["metrics"].items()}
+    objective = summary["objective"]
+    for part, prefix in (("models", ""), ("filtered", "filtered.")) if objective else ():
+        for label, found in objective[part].items():
+            flat |= {f"{label}.{prefix}{name}": value["value"] for name, value in found.items()}
     for label, found in summary["comparison"].items():
         flat |= {f"{label}-{summary['baseline']}.{name}": value["value"] for name, value in found.items()}
     return {name: value for name, value in flat.items() if value is not None}

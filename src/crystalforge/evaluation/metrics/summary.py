@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from crystalforge.evaluation.metrics import statistics
 from crystalforge.evaluation.metrics.measures import by_label, compare, estimate, experiments, is_repeated, measure
+from crystalforge.evaluation.metrics.objective import objectives
 from crystalforge.evaluation.metrics.significance import p_values
 from crystalforge.evaluation.metrics.statistics import Estimate
 from crystalforge.rewards.protocol import Status
@@ -25,7 +26,8 @@ def summarise(table: pa.Table, *, protocol: str | None = None) -> dict[str, Any]
     "status": {...}, "per_seed": {seed: {name: value}}}}, "baseline": first label, "comparison": {label: {name: {value,
     low, high, n}}}, "tests": {label: {name: {"test", "p"}}}}`; a figure that was not measured has value None.
     `experiments`: how many models are behind the label; of several, n is their number too. tests: see `significance`;
-    for the headline protocol alone. Everything is JSON.
+    for the headline protocol alone. `objective`: see `objective.objectives`; for the headline protocol alone, and where
+    the table says what a nat costs. Everything is JSON.
     """
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     rules = json.loads(metadata["protocols"])
@@ -48,6 +50,7 @@ def summarise(table: pa.Table, *, protocol: str | None = None) -> dict[str, Any]
             for label in labels[1:]
         },
         "tests": {label: p_values(parts[labels[0]], parts[label]) for label in labels[1:]} if not suffix else {},
+        "objective": objectives(table) if not suffix else None,
     }
 
 

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from crystalforge.evaluation.metrics.measures import METRICS
+from crystalforge.evaluation.metrics.objective import CAPTIONS
 
 Interval = Mapping[str, Any]  # value, low, high, n, as `Estimate.as_dict` writes them
 MINUS = "\u2212"
@@ -55,6 +56,51 @@ def headline_table(summary: Mapping[str, Any]) -> str:
         '<div class="scroll"><table class="headline stack"><thead><tr><th scope="col">95 % intervals below</th>'
         f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def objective_table(summary: Mapping[str, Any]) -> str:
+    """L and the attained share of every model, and what is left of the comparison behind the filter; "" where not
+    measured."""
+    found = summary.get("objective")
+    if found is None:
+        return ""
+    rows = ("mean_reward", "stable_rate", "sun_rate", "novel_rate", "kl_to_base")
+    captions = {name: METRICS[name][:2] for name in rows} | CAPTIONS
+    columns: dict[str, dict[str, Any]] = {}
+    for label, plain in found["models"].items():
+        columns[label] = summary["models"][label]["metrics"] | plain
+        columns[f"{label}, filtered"] = found["filtered"][label]
+    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in columns)
+    lines = []
+    for name, (caption, unit) in captions.items():
+        cells = "".join(
+            f'<td data-label="{escape(label)}"><span>{_with_interval(column.get(name), unit)}</span></td>'
+            for label, column in columns.items()
+        )
+        label = caption if unit in ("", "%") else f"{caption} <small>({unit})</small>"
+        lines.append(f'<tr><th scope="row">{label}</th>{cells}</tr>')
+    best = found["optimum"]
+    return (
+        "<h3>The objective, and what a filter gives</h3><p>Filtered: only crystals that pass the reward's guards, "
+        "which ask no model, so that it costs nothing to draw again until one passes; compare the filtered models to "
+        f"see what was learned. L = E[r] − tau KL(p ‖ p<sub>base</sub>), tau {found['tau']:g}, is what tuning "
+        f"maximises; it can be at most L* = {_with_interval(best, '')} (effective sample size "
+        f"{best['effective']:.0f}).</p>"
+        '<div class="scroll"><table class="stack"><thead><tr><th scope="col">95 % intervals in brackets</th>'
+        f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _with_interval(found: Interval | None, unit: str) -> str:
+    if not _known(found):
+        return "–"
+    assert found is not None
+    scale, digits = (100, 1) if unit == "%" else (1, 3)
+    numbers = [
+        "?" if found[key] is None else f"{scale * found[key]:.{digits}f}".replace("-", MINUS)
+        for key in ("value", "low", "high")
+    ]
+    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
 
 def status_table(summary: Mapping[str, Any]) -> str:

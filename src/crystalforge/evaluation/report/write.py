@@ -22,7 +22,7 @@ from crystalforge.evaluation.metrics.measures import by_label
 from crystalforge.evaluation.report import candidates, figures, judges, sections
 from crystalforge.evaluation.report.elements import ELEMENTS
 from crystalforge.evaluation.report.figures import History
-from crystalforge.evaluation.report.text import headline_table, key_values, status_table
+from crystalforge.evaluation.report.text import headline_table, key_values, objective_table, status_table
 from crystalforge.evaluation.report.text import lede as text_lede
 
 if TYPE_CHECKING:
@@ -201,7 +201,9 @@ def _blocks(
             if name in drawn
         )
 
-    blocks = [("headline", "Headline", headline_table(summary) + _rules(summary["protocol"]))]
+    blocks = [
+        ("headline", "Headline", headline_table(summary) + objective_table(summary) + _rules(summary["protocol"]))
+    ]
     by_id = {c["id"]: c for c in chosen}
     if all(by_id[name]["sun"] for name in best):
         intro = "Stable, unique and novel crystals of lowest energy."
