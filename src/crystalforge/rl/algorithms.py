@@ -1,15 +1,16 @@
-"""What each algorithm learns from a scored batch: which rows, with which advantage, by which objective.
+"""What each algorithm learns from a scored batch: which rows, with which advantage, by which loss.
 
-| algorithm | rows | advantage | objective | passes |
+| algorithm | rows | advantage | loss | passes |
 |---|---|---|---|---|
 | ppo | all | shaped - moving baseline | clipped ratio | inner_steps |
+| balance | all, and some of earlier steps, see `kept` | - | error of ln(p/p_base) against r/tau | inner_steps |
 | reinforce | all | shaped - moving baseline | score function | 1 |
 | rloo | all | shaped - mean of the others | score function | 1 |
 | grpo | all, in groups of one space group | reward relative to the group | clipped ratio + KL estimate | inner_steps |
 | dpo | best with worst, second best with second worst, ... of each group | - | preference | inner_steps |
 | sft | the pool of kept crystals, see `supervised` | - | likelihood | inner_steps |
 
-`shaped` is r - tau ln(p/p_base), see `advantage`. GRPO and DPO carry the base in their objective instead.
+`shaped` is r - tau ln(p/p_base), see `advantage`. Balance, GRPO and DPO carry the base in their loss instead.
 
 Shapes: B crystals of the step, n rows learned from.
 """
@@ -23,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from crystalforge.rl import objective
+from crystalforge.rl import losses
 from crystalforge.rl.advantage import (
     MovingBaseline,
     group_relative,
@@ -47,7 +48,7 @@ class Evidence:
 
 def advantages(config: FinetuneConfig, evidence: Evidence, baseline: MovingBaseline) -> Float[Tensor, " B"]:
     """The advantage of each row; moves the baseline. Zeros for the algorithms that have none."""
-    if config.algorithm in ("dpo", "sft"):
+    if config.algorithm in ("balance", "dpo", "sft"):
         return torch.zeros_like(evidence.reward)
     if config.algorithm == "grpo":
         return group_relative(evidence.reward, evidence.spacegroup, divide_by_spread=config.divide_by_spread)
@@ -59,21 +60,34 @@ def advantages(config: FinetuneConfig, evidence: Evidence, baseline: MovingBasel
 def loss_of(config: FinetuneConfig, evidence: Evidence, advantage: Float[Tensor, " B"]) -> Loss:
     """The loss of rows, given their present log-probabilities."""
     old, base = evidence.log_prob, evidence.log_prob_base
+    target = balance_target(evidence, config.tau, config.lowest)
 
     def loss(rows: Int64[Tensor, " b"], now: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         match config.algorithm:
             case "ppo":
-                return objective.ppo(now, old[rows], advantage[rows], config.clip)
+                return losses.ppo(now, old[rows], advantage[rows], config.clip)
+            case "balance":
+                return losses.balance(now, target[rows])
             case "reinforce" | "rloo":
-                return objective.reinforce(now, advantage[rows])
+                return losses.reinforce(now, advantage[rows])
             case "grpo":
-                return objective.grpo(now, old[rows], base[rows], advantage[rows], config.clip, config.tau)
+                return losses.grpo(now, old[rows], base[rows], advantage[rows], config.clip, config.tau)
             case "dpo":
-                return objective.dpo(now, base[rows], config.tau)
+                return losses.dpo(now, base[rows], config.tau)
             case "sft":
-                return objective.likelihood(now)
+                return losses.likelihood(now)
 
     return loss
+
+
+def balance_target(evidence: Evidence, tau: float, lowest: float | None) -> Float[Tensor, " B"]:
+    """ln p_base + r/tau - ln Z, the log-probability that each crystal should have; ln Z such that the mean error is 0.
+
+    For crystals of the policy itself that is the best estimate of ln Z, for others as good a constant as any.
+    """
+    worth = (evidence.reward if lowest is None else evidence.reward.clamp(min=lowest)) / tau
+    tilted = evidence.log_prob_base + worth
+    return tilted + (evidence.log_prob - tilted).mean()
 
 
 def preference_pairs(

@@ -1,7 +1,8 @@
 """The state of a run on disk: whole or absent, checked before use, never a pickle.
 
-A checkpoint directory holds `policy.safetensors`, `optimizer.safetensors` (Adam's moments), `state.json` (counters,
-baseline, monitor) and `manifest.json` with the SHA-256 of the other three. The frozen base is not stored: the run's
+A checkpoint directory holds `policy.safetensors`, `optimizer.safetensors` (Adam's moments), `average.safetensors` (the
+weights' moving average, where one is kept), `state.json` (counters, baseline, monitor) and `manifest.json` with the
+SHA-256 of the others. The frozen base is not stored: the run's
 identity names its hash. Random generators are not stored: all randomness follows from (seed, number of the crystal
 or step), on however many ranks. The state is whole: another number of ranks, or another engine, can take it up.
 """
@@ -28,23 +29,27 @@ from crystalforge.training.engine import Engine, optimizer_order
 log = logging.getLogger(__name__)
 
 FILES = ("policy.safetensors", "optimizer.safetensors", "state.json")
+AVERAGE = "average.safetensors"
 
 
 @dataclass
 class RunState:
     """All that a run remembers besides weights and moments.
 
-    step: steps done. next_index: number of the next crystal. scored: crystals scored by the training reward.
-    seconds: by phase, over all sessions. monitor: the monitor's own memory.
+    step: steps done; optimizer_steps: of the engine, which its moving average goes by. next_index: number of the next
+    crystal. scored: crystals scored by the training reward. seconds: by phase, over all sessions. monitor: the
+    monitor's own memory. attained: what is known of L(base) and L*, see `health.Attained`.
     """
 
     step: int = 0
+    optimizer_steps: int = 0
     next_index: int = 0
     baseline: float | None = None
     scored: int = 0
     held_out_scored: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     monitor: dict[str, Any] = field(default_factory=dict)
+    attained: dict[str, Any] = field(default_factory=dict)
 
     def spend(self, **seconds: float) -> None:
         """Count time by phase."""
@@ -58,6 +63,7 @@ def save(folder: Path, engine: Engine, state: RunState, *, keep: int) -> Path:
     All ranks must call; the first one writes.
     """
     path = folder / f"step-{state.step:07d}"
+    state.optimizer_steps = engine.steps
     whole = engine.state_dict()
     if not engine.ranks.leads:
         return path
@@ -65,7 +71,11 @@ def save(folder: Path, engine: Engine, state: RunState, *, keep: int) -> Path:
         save_file(_storable(whole["model"]), temporary / "policy.safetensors")
         save_file(_storable(_flatten(whole["optimizer"], engine.model)), temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(asdict(state)))
-        (temporary / "manifest.json").write_text(json.dumps({name: sha256_file(temporary / name) for name in FILES}))
+        names: list[str] = list(FILES)
+        if "average" in whole:
+            save_file(_storable(whole["average"]), temporary / AVERAGE)
+            names.append(AVERAGE)
+        (temporary / "manifest.json").write_text(json.dumps({name: sha256_file(temporary / name) for name in names}))
     for old in _steps(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return path
@@ -80,13 +90,16 @@ def load_newest(folder: Path, engine: Engine) -> RunState | None:
     found = engine.ranks.by_first(lambda: _read_newest(folder))
     if found is None:
         return None
-    state, policy, moments = found
+    state, policy, moments, average = found
     optimizer = _unflatten(moments, engine.model)
-    engine.load_state_dict({"steps": state.step, "model": policy, "optimizer": optimizer})
+    whole = {"steps": state.optimizer_steps, "model": policy, "optimizer": optimizer}
+    engine.load_state_dict(whole | ({} if average is None else {"average": average}))
     return state
 
 
-def _read_newest(folder: Path) -> tuple[RunState, dict[str, Tensor], dict[str, Tensor]] | None:
+def _read_newest(
+    folder: Path,
+) -> tuple[RunState, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor] | None] | None:
     if not folder.exists():
         return None
     for old in folder.glob(".step-*.old"):
@@ -95,7 +108,8 @@ def _read_newest(folder: Path) -> tuple[RunState, dict[str, Tensor], dict[str, T
         problem = damage(path)
         if problem is None:
             state = RunState(**json.loads((path / "state.json").read_text()))
-            return state, load_file(path / "policy.safetensors"), load_file(path / "optimizer.safetensors")
+            policy, moments = (load_file(path / f"{name}.safetensors") for name in ("policy", "optimizer"))
+            return state, policy, moments, load_file(path / AVERAGE) if (path / AVERAGE).exists() else None
         log.warning("checkpoint %s is damaged (%s): falling back to the one before", path, problem)
     return None
 
@@ -104,9 +118,9 @@ def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint directory; None when nothing is."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        if sorted(manifest) != sorted(FILES):
+        if sorted(set(manifest) - {AVERAGE}) != sorted(FILES):
             return "manifest.json does not name the right files"
-        for name in FILES:
+        for name in manifest:
             if sha256_file(path / name) != manifest[name]:
                 return f"{name} does not have the recorded hash"
     except (OSError, ValueError, TypeError, SafetensorError) as error:

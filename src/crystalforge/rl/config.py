@@ -10,7 +10,7 @@ from crystalforge.model.constraints.constraints import Constraints
 from crystalforge.rewards.config import RelaxConfig, RewardConfig
 from crystalforge.training.config import EngineConfig
 
-Algorithm = Literal["ppo", "reinforce", "rloo", "grpo", "dpo", "sft"]
+Algorithm = Literal["ppo", "balance", "reinforce", "rloo", "grpo", "dpo", "sft"]
 Method = Literal["best_of_n", "resample", "mcmc"]  # of searching with an unchanged model
 GROUPED: frozenset[str] = frozenset({"grpo", "dpo"})
 
@@ -40,6 +40,12 @@ class MonitorConfig(BaseModel):
     max_entropy_loss: float | None = Field(
         default=None, gt=0, description="largest fall of the letters' or the elements' entropy, in nats per crystal"
     )
+    max_worse: int | None = Field(
+        default=2,
+        ge=1,
+        description="looks in a row at which the objective E[r] - tau KL may lie below the base's; the policy of the "
+        "best objective is then kept",
+    )
     standard_errors: float = Field(
         default=2.0, ge=0, description="standard errors by which an estimate must lie beyond its limit"
     )
@@ -59,6 +65,38 @@ class FinetuneConfig(BaseModel):
     batch_size: int = Field(default=100, ge=2, description="crystals per step")
     tau: float = Field(default=0.1, gt=0, description="weight of KL(policy || base) against the reward; DPO's beta")
     learning_rate: float = Field(default=1e-4, gt=0, description="of Adam")
+    filter: bool = Field(
+        default=False,
+        description="draw until batch_size crystals pass the reward's guards: what these refuse costs no reward call "
+        "and counts against no budget; it is learned from at the floor, like any other crystal",
+    )
+    fade: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="rate of a step's last optimiser step as a part of its first's: a long step ends quietly, and "
+        "the next crystals come from a policy without the noise of large strides; 1: constant",
+    )
+    kept: int = Field(
+        default=256, ge=0, description="BALANCE: crystals of earlier steps, at random, learned from beside a step's own"
+    )
+    refused: float = Field(
+        default=0.25,
+        ge=0,
+        description="BALANCE with filter: refused crystals learned from, as a part of those judged, to teach validity",
+    )
+    lowest: float | None = Field(
+        default=-0.5,
+        description="BALANCE: rewards below this are learned as this: how bad the bad ones are need not be known; "
+        "null: as they are",
+    )
+    average: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="hand over a moving average of the weights that keeps this share at each optimiser step; 0: the "
+        "last weights",
+    )
     warmup_steps: int = Field(
         default=0,
         ge=0,
@@ -127,6 +165,8 @@ class FinetuneConfig(BaseModel):
             raise ValueError(f"{self.minibatches} minibatches of a batch of {self.batch_size}: some would be empty")
         if self.relax is not None and self.algorithm != "sft":
             raise ValueError(f"{self.algorithm} learns from crystals as drawn: relax is for sft")
+        if self.grouped and self.filter:
+            raise ValueError(f"{self.algorithm} compares whole groups of crystals: filter would tear them apart")
         if self.grouped and self.batch_size % self.group_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of group_size {self.group_size}, which "

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 
 from crystalforge.model.likelihood import LogProb
+from crystalforge.rewards import tilted
 from crystalforge.rl.config import FinetuneConfig
 from crystalforge.rl.journal import Scored, unique_share
 from crystalforge.rl.monitor import IsKnown
@@ -15,8 +20,81 @@ from crystalforge.rl.policy import UpdateHealth
 QUANTILES = (10, 50, 90)
 
 
+@dataclass
+class Attained:
+    """What a run has learned of L(base) and of L* = tau ln Z, to say how much of their difference it has attained.
+
+    L(base) is the mean reward of the first step's crystals, which are the base's. Every crystal of every step gives an
+    unbiased estimate of Z, p_base/p exp(r/tau): log_sum is the logarithm of their sum. JSON-able.
+    """
+
+    base: float | None = None
+    log_sum: float = -math.inf
+    count: int = 0
+
+    @staticmethod
+    def of(memory: dict[str, Any]) -> Attained:
+        """From what `memory` gave."""
+        return Attained(**{**memory, "log_sum": -math.inf if memory.get("log_sum") is None else memory["log_sum"]})
+
+    def memory(self) -> dict[str, Any]:
+        """For JSON, which has no infinity."""
+        return asdict(self) | {"log_sum": self.log_sum if math.isfinite(self.log_sum) else None}
+
+    def add(
+        self, reward: Float64[np.ndarray, " B"], log_ratio: Float64[np.ndarray, " B"], tau: float
+    ) -> dict[str, float]:
+        """Take a step's crystals into account; gives `objective/max` and the effective sample size of their weights."""
+        if self.base is None:
+            self.base = float(reward.mean())
+        found = tilted.optimum(reward, tau, log_ratio)
+        if found.n:
+            self.log_sum = float(np.logaddexp(self.log_sum, found.value / tau + math.log(found.n)))
+            self.count += found.n
+        return {"objective/max": self.optimum(tau), "objective/effective": found.effective}
+
+    def optimum(self, tau: float) -> float:
+        """L* by all crystals so far."""
+        return tau * (self.log_sum - math.log(self.count)) if self.count else 0.0
+
+    def share(self, value: float, tau: float) -> float:
+        """(L - L(base)) / (L* - L(base)); 0 where there is nothing to attain."""
+        assert self.base is not None, "a step was added before"
+        room = self.optimum(tau) - self.base
+        return (value - self.base) / room if room > 0 else 0.0
+
+
+def objective_health(
+    config: FinetuneConfig, scored: Scored, log_ratio: Float64[np.ndarray, " B"], attained: Attained
+) -> dict[str, float]:
+    """L of the policy by its own crystals, with standard error, the greatest L by all so far, and the share attained.
+
+    Where a guard refused some, the same of the law that is left when they are drawn again (`filtered/...`), with the
+    share of draws that pass.
+    """
+    reward, tau = scored.scores.values, config.tau
+    found = tilted.objective(reward, log_ratio, tau)
+    if not found.n:
+        return {"objective": 0.0}
+    metrics = {"objective": found.value, "objective/error": found.error if math.isfinite(found.error) else 0.0}
+    metrics |= attained.add(reward, log_ratio, tau)
+    metrics["objective/attained"] = attained.share(found.value, tau)
+    passed = ~scored.scores.refused
+    if 0 < passed.sum() < len(passed):
+        cut = tilted.objective(reward, log_ratio, tau, passed)
+        if cut.n >= tilted.FEWEST:
+            metrics |= {
+                "filtered/share": float(passed.mean()),
+                "filtered/reward": float(reward[passed].mean()),
+                "filtered/kl": tilted.divergence(log_ratio, passed).value,
+                "filtered/objective": cut.value,
+                "filtered/objective_error": cut.error,
+                "filtered/attained": attained.share(cut.value, tau),
+            }
+    return metrics
+
+
 def rollout_health(
-    config: FinetuneConfig,
     scored: Scored,
     log_prob: LogProb,
     log_prob_base: Float[torch.Tensor, " B"],
@@ -24,7 +102,7 @@ def rollout_health(
 ) -> dict[str, float]:
     """Metrics of a batch before it is learned from.
 
-    objective: mean of r - tau ln(p/p_base), the quantity being maximised. kl/base: mean of ln(p/p_base) in nats per
+    kl/base: mean of ln(p/p_base) in nats per
     crystal, with its spread over crystals. entropy/<factor>: mean of -ln p of that factor, in nats per crystal.
     sampler/log_prob_error: largest disagreement between the sampler's log-probability and the likelihood's.
     """
@@ -38,7 +116,6 @@ def rollout_health(
         "reward/std": float(scores.values.std()),
         "reward/best": float(scores.values.max()),
         "reward/mean_ok": float(scores.values[scores.ok].mean()) if scores.ok.any() else float(scores.values.mean()),
-        "objective": float((scores.values[finite] - config.tau * ratio).mean()) if len(ratio) else 0.0,
         "kl/base": float(ratio.mean()) if len(ratio) else 0.0,
         "kl/base_std": float(ratio.std()) if len(ratio) else 0.0,
         "unique/share": unique_share(scored.tokens),

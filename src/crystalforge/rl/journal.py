@@ -12,7 +12,7 @@ Shapes: B crystals of one step.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,15 @@ def read(path: Path) -> Scored:
 
 def recall(path: Path, index: Int64[np.ndarray, " B"]) -> Scored | None:
     """The record at `path` if it is there, whole, and of exactly the crystals numbered `index`."""
+    return _recall(path, lambda found: np.array_equal(found, index))
+
+
+def recall_from(path: Path, first_index: int) -> Scored | None:
+    """`recall` of however many crystals, of which the first is numbered `first_index`."""
+    return _recall(path, lambda found: np.array_equal(found, first_index + np.arange(len(found))))
+
+
+def _recall(path: Path, expected: Callable[[Int64[np.ndarray, " B"]], bool]) -> Scored | None:
     if not path.exists():
         return None
     try:
@@ -114,7 +123,7 @@ def recall(path: Path, index: Int64[np.ndarray, " B"]) -> Scored | None:
     except (OSError, ValueError, KeyError) as error:
         log.warning("%s is damaged (%s): its crystals are drawn and scored again", path, error)
         return None
-    if not np.array_equal(scored.index, index):
+    if not expected(scored.index):
         log.warning("%s holds other crystals than this step's: they are drawn and scored again", path)
         return None
     return scored

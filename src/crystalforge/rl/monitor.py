@@ -3,7 +3,8 @@
 Every few steps the crystals just drawn - from the present policy, before anything was learned from them - are
 scored by a held-out reward too. A policy that exploits a weakness of its reward raises the one and not the other.
 Uniqueness, floors, KL and entropies are watched beside it, with their standard errors, and so is the drift of
-elements and space groups from the first look, which is the base model's.
+elements and space groups from the first look, which is the base model's. So is the objective itself, E[r] - tau KL: a
+policy that it calls worse than the base was better left alone.
 
 Shapes: B crystals of one look.
 """
@@ -19,6 +20,7 @@ from jaxtyping import Bool, Float64
 
 from crystalforge.crystal.tokens import ATOM_TYPES, Tokens
 from crystalforge.model.likelihood import LogProb
+from crystalforge.rewards import tilted
 from crystalforge.rewards.protocol import Scores
 from crystalforge.rl.config import MonitorConfig
 from crystalforge.rl.journal import Scored, unique_share
@@ -28,6 +30,8 @@ FEWEST_JUDGED_BY_BOTH = 8
 
 PREFIX = "monitor/"
 PASSED = PREFIX + "passed"
+OBJECTIVE = PREFIX + "objective"
+WORSE = "the objective"  # how the reason begins for which the policy of the best one is kept
 
 IsKnown = Callable[[Tokens], Bool[np.ndarray, " B"]]
 
@@ -40,27 +44,33 @@ class FirstLook:
     unique: float
     elements: list[float]
     spacegroups: list[float]
+    objective: list[float]  # E[r], and the variance of that mean
     gap: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """metrics: what was seen, by name. reasons: each limit passed, in words; none means that all is well."""
+    """metrics: what was seen, by name. reasons: each limit passed, in words; none means that all is well. best: no look
+    has seen a greater objective.
+    """
 
     metrics: dict[str, float]
     reasons: list[str] = field(default_factory=list)
+    best: bool = False
 
 
 class Monitor:
     """Compares looks at the policy with the first one."""
 
-    def __init__(self, config: MonitorConfig, memory: dict[str, Any]) -> None:
-        self.config = config
-        self._first = FirstLook(**memory) if memory else None
+    def __init__(self, config: MonitorConfig, tau: float, memory: dict[str, Any]) -> None:
+        self.config, self.tau = config, tau
+        self._first = FirstLook(**memory["first"]) if memory else None
+        self._worse: int = memory.get("worse", 0)  # looks in a row that saw an objective below the base's
+        self._best: float | None = memory.get("best")
 
     def memory(self) -> dict[str, Any]:
         """What to give to the next session's monitor."""
-        return asdict(self._first) if self._first else {}
+        return {"first": asdict(self._first), "worse": self._worse, "best": self._best} if self._first else {}
 
     def due(self, step: int) -> bool:
         """Whether to look before learning from the crystals of `step`."""
@@ -74,7 +84,8 @@ class Monitor:
         entropy = {name: list(_mean_and_variance(-_numpy(v))) for name, v in log_prob.factors().items()}
         elements, groups = _elements(scored.tokens), _spacegroups(scored)
         if self._first is None:
-            self._first = FirstLook(entropy, unique_share(scored.tokens), elements.tolist(), groups.tolist())
+            start = list(_mean_and_variance(scored.scores.values))
+            self._first = FirstLook(entropy, unique_share(scored.tokens), elements.tolist(), groups.tolist(), start)
         metrics = {
             "drift/elements": _total_variation(elements, np.asarray(self._first.elements)),
             "drift/spacegroups": _total_variation(groups, np.asarray(self._first.spacegroups)),
@@ -98,13 +109,37 @@ class Monitor:
         for name in ("wyckoff", "element"):
             (now, error), (then, error_then) = entropy[name], self._first.entropy[name]
             watch(f"fall of the {name} entropy", then - now, error + error_then, config.max_entropy_loss)
+        best = self._objective(scored.scores, log_ratio, metrics, reasons)
         if held_out is not None:
             gap, more = self._gap(scored.scores, held_out)
             metrics |= more
             if gap is not None:
                 watch("rise of the reward beyond the held-out score's", *gap, config.max_gap)
         metrics["passed"] = float(not reasons)
-        return Verdict({PREFIX + name: value for name, value in metrics.items()}, reasons)
+        return Verdict({PREFIX + name: value for name, value in metrics.items()}, reasons, best)
+
+    def _objective(
+        self, scores: Scores, log_ratio: Float64[np.ndarray, " B"], metrics: dict[str, float], reasons: list[str]
+    ) -> bool:
+        """Compare L with the base's; gives whether it is the greatest so far."""
+        assert self._first is not None
+        config = self.config
+        found = tilted.objective(scores.values, log_ratio, self.tau)
+        if found.n < tilted.FEWEST:
+            return False
+        start, variance = self._first.objective
+        margin = config.standard_errors * float(np.hypot(found.error, np.sqrt(variance)))
+        self._worse = self._worse + 1 if found.value + margin < start else 0
+        metrics |= {"objective": found.value, "objective_error": found.error, "worse": float(self._worse)}
+        if config.max_worse is not None and self._worse >= config.max_worse:
+            looks = "look" if self._worse == 1 else f"{self._worse} looks in a row"
+            reasons.append(
+                f"{WORSE} E[r] - tau KL is {found.value:.3g} (+-{margin:.2g}), below the base's {start:.3g} for {looks}"
+            )
+        best = self._best is None or found.value > self._best
+        if best:
+            self._best = found.value
+        return best
 
     def _gap(self, scores: Scores, held_out: Scores) -> tuple[tuple[float, float] | None, dict[str, float]]:
         """((gap, variance of it), metrics): each reward's rise since the first look in its own first spread."""
@@ -134,16 +169,20 @@ class Monitor:
 def conclusion(rows: Sequence[Mapping[str, Any]], stopped: str | None, *, held_out: str | None) -> dict[str, Any]:
     """What all looks came to, JSON-able, from the metrics of every step; for records and reports.
 
-    verdict: one sentence. looks: how many there were; last_good_step: of the last that passed, or None. first, last:
-    the `monitor/...` metrics of those two looks without the prefix. held_out: which version judged, or None.
+    verdict: one sentence. looks: how many there were; last_good_step: of the last that passed, or None; best_step: of
+    the greatest objective, or None. first, last: the `monitor/...` metrics of those two looks without the prefix.
+    held_out: which version judged, or None.
     """
     looks = [row for row in rows if PASSED in row]
     good = [int(row["step"]) for row in looks if row[PASSED]]
+    ranked = sorted((row for row in looks if OBJECTIVE in row), key=lambda row: -row[OBJECTIVE])
     tripped = stopped if stopped is not None and stopped.startswith("monitor") else None
     if not looks:
         verdict = "no look was due"
     elif tripped is None:
         verdict = f"all {len(looks)} looks passed"
+    elif keeps_best(tripped) and ranked:
+        verdict = f"{tripped}; the policy of the best objective, that of step {ranked[0]['step']}, is kept"
     elif good:
         verdict = f"{tripped}; the policy of step {good[-1]} is kept"
     else:
@@ -160,10 +199,16 @@ def conclusion(rows: Sequence[Mapping[str, Any]], stopped: str | None, *, held_o
         "passed": tripped is None,
         "looks": len(looks),
         "last_good_step": good[-1] if good else None,
+        "best_step": int(ranked[0]["step"]) if ranked else None,
         "held_out": held_out,
         "first": seen(looks[0]) if looks else {},
         "last": seen(looks[-1]) if looks else {},
     }
+
+
+def keeps_best(stopped: str) -> bool:
+    """Whether a run that ended for this reason hands over the policy of the best objective, not the last good one."""
+    return stopped.startswith("monitor") and WORSE in stopped
 
 
 def _numpy(values: Any) -> Float64[np.ndarray, " B"]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from crystalforge.model.batch import TokenBatch
 from crystalforge.model.likelihood import LogProb, log_prob
 from crystalforge.model.network import CrystalFormer
-from crystalforge.rl.objective import ratio
+from crystalforge.rl.losses import ratio
 from crystalforge.training.engine import Engine
 from crystalforge.training.ranks import ALONE, Ranks
 
@@ -174,11 +174,13 @@ def improve(
     passes: int,
     clip: float,
     kl_stop: float | None = None,
+    fade: float = 1.0,
 ) -> UpdateHealth:
     """Make `passes` passes over the plan, one optimiser step of the engine per minibatch.
 
     The gradient of a minibatch is the sum over its pieces of sum(loss)/rows, so cutting it differently changes
-    rounding only. With `kl_stop`, a step whose minibatch has already drifted further is not taken and ends the work.
+    rounding only. The engine's rate falls linearly to `fade` times itself. With `kl_stop`, a step whose minibatch has
+    already drifted further is not taken and ends the work.
     """
     policy, ranks = engine.model, engine.ranks
     policy.eval()  # dropout off: the ratio compares one deterministic network with itself
@@ -188,6 +190,7 @@ def improve(
     outside: list[float] = []
     first_error, largest, stopped, skipped = 0.0, 1.0, False, 0
     parameters = list(policy.parameters())
+    rate, strides, stride = engine.learning_rate, max(passes * len(plan), 1), 0
 
     def piece(rows: Rows, count: int) -> tuple[float, Tensor, tuple[Tensor | None, ...]]:
         """Loss, ratios and gradients of one piece."""
@@ -221,6 +224,8 @@ def improve(
             if kl_stop is not None and kl > kl_stop:
                 stopped = True
                 break
+            engine.learning_rate = rate * (1 - (1 - fade) * stride / max(strides - 1, 1))
+            stride += 1
             engine.add_gradients(sums)
             norm = engine.step()
             if not np.isfinite(norm):  # one absurd crystal must neither spoil the weights nor end the run

@@ -12,18 +12,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int32, Int64
 
 from crystalforge.common.errors import InputError
+from crystalforge.crystal import Crystal
 from crystalforge.crystal.convert import to_crystals
 from crystalforge.crystal.tokens import Tokens
 from crystalforge.model.constraints.automaton import feasible_spacegroups
 from crystalforge.model.constraints.constraints import Constraints
 from crystalforge.model.network import CrystalFormer
 from crystalforge.model.sampling.sampler import draw_spacegroups, sample
-from crystalforge.rewards.protocol import Reward, Scores
+from crystalforge.rewards.protocol import Reward, Scores, Status
 from crystalforge.rl import journal
 from crystalforge.rl.journal import Scored
 from crystalforge.rl.policy import one_thread
@@ -94,6 +96,24 @@ def weights_within(
     return (weights / weights.sum()).astype(np.float64)
 
 
+MOST_DRAWS = 64  # draws for one crystal that passes, on average, before a policy is given up
+LARGEST_PIECE = 512  # crystals drawn between two counts of those that passed
+
+
+@runtime_checkable
+class Screen(Protocol):
+    """What can be said of a crystal before any model is asked; see `crystalforge.rewards.screen`."""
+
+    @property
+    def floor(self) -> float:
+        """Value of what is refused."""
+        ...
+
+    def __call__(self, crystals: Sequence[Crystal | None]) -> Int32[np.ndarray, " B"]:
+        """Status of each crystal; OK: the reward is to be asked."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Rollout:
     """One step's scored crystals, and the seconds spent on drawing and on scoring."""
@@ -113,26 +133,85 @@ def roll_out(
     count: int,
     folder: Path,
     ranks: Ranks = ALONE,
+    screen: Screen | None = None,
 ) -> Rollout:
     """Draw and score the crystals of `step`, or read them back when `folder` already holds them.
 
-    Each of several ranks draws and scores its share, and gets all.
+    With a `screen`, as many are drawn as it takes for `count` of them to pass it; the others are part of the step, with
+    the status that they were refused for and the floor. Each of several ranks draws and scores its share, and gets all.
     """
     path = journal.step_file(folder, step)
     index = np.arange(first_index, first_index + count, dtype=np.int64)
     began = time.perf_counter()
-    known = ranks.by_first(lambda: journal.recall(path, index))
+    known = ranks.by_first(
+        lambda: journal.recall(path, index) if screen is None else journal.recall_from(path, first_index)
+    )
     if known is not None:
         return Rollout(known, time.perf_counter() - began, 0.0)
-    own = share_of(ranks, count, source.group_size)
-    drawn = ranks.gather(source.draw(model, first_index + own.start, len(own)))
-    tokens = Tokens.concatenate([part for part, _ in drawn])
-    at = time.perf_counter()
-    scores = score_together(reward, tokens, ranks, unit=source.group_size)
-    scored = Scored(index, tokens, scores, np.concatenate([log_prob for _, log_prob in drawn]))
+    if screen is None:
+        tokens, log_prob = _drawn(model, source, first_index, count, ranks)
+        at = time.perf_counter()
+        scores = score_together(reward, tokens, ranks, unit=source.group_size)
+    else:
+        tokens, log_prob, status = _drawn_until(model, source, first_index, count, ranks, screen)
+        at = time.perf_counter()
+        passed = np.flatnonzero(status == Status.OK)
+        scores = _scattered(score_together(reward, tokens[passed], ranks), passed, status, screen.floor)
+        index = np.arange(first_index, first_index + len(tokens), dtype=np.int64)
+    scored = Scored(index, tokens, scores, log_prob)
     if ranks.leads:
         journal.write(path, step, scored)
     return Rollout(scored, at - began, time.perf_counter() - at)
+
+
+def _drawn(
+    model: CrystalFormer, source: Source, first_index: int, count: int, ranks: Ranks
+) -> tuple[Tokens, Float64[np.ndarray, " B"]]:
+    """Crystals first_index, ..., each rank drawing its share."""
+    own = share_of(ranks, count, source.group_size)
+    drawn = ranks.gather(source.draw(model, first_index + own.start, len(own)))
+    return Tokens.concatenate([part for part, _ in drawn]), np.concatenate([log_prob for _, log_prob in drawn])
+
+
+def _drawn_until(
+    model: CrystalFormer, source: Source, first_index: int, count: int, ranks: Ranks, screen: Screen
+) -> tuple[Tokens, Float64[np.ndarray, " B"], Int32[np.ndarray, " B"]]:
+    """Crystals first_index, ... up to the one with which `count` of them pass, and what the screen says of each.
+
+    Pieces are of one size, so that a step that is drawn again is drawn in the same waves.
+    """
+    piece = min(max(count // 2, ranks.world_size), LARGEST_PIECE)
+    parts: list[tuple[Tokens, Float64[np.ndarray, " B"], Int32[np.ndarray, " B"]]] = []
+    found = drawn = 0
+    while found < count:
+        if drawn >= MOST_DRAWS * count:
+            raise InputError(
+                f"of {drawn:,} crystals drawn {found:,} pass the reward's guards, and a step needs {count:,}",
+                source="finetune.filter",
+                remedy="look at the guards (reward.guards) and at the base model, or set finetune.filter=false",
+            )
+        tokens, log_prob = _drawn(model, source, first_index + drawn, piece, ranks)
+        own = share_of(ranks, piece)
+        mine = to_crystals(tokens[own.start : own.stop], primitive=True)
+        status = np.concatenate(ranks.gather(screen(mine)))
+        parts.append((tokens, log_prob, status))
+        found, drawn = found + int((status == Status.OK).sum()), drawn + piece
+    tokens = Tokens.concatenate([part for part, _, _ in parts])
+    log_prob = np.concatenate([part for _, part, _ in parts])
+    status = np.concatenate([part for _, _, part in parts])
+    end = int(np.flatnonzero(status == Status.OK)[count - 1]) + 1
+    return tokens[:end], log_prob[:end], status[:end]
+
+
+def _scattered(judged: Scores, rows: np.ndarray, status: Int32[np.ndarray, " B"], floor: float) -> Scores:
+    """Scores of all crystals, those of `rows` judged, the others with their status and the floor."""
+    values, full = np.full(len(status), floor), status.copy()
+    values[rows], full[rows] = judged.values, judged.status
+    components = {}
+    for name, given in judged.components.items():
+        components[name] = np.full(len(status), np.nan)
+        components[name][rows] = given
+    return Scores(values, full, components)
 
 
 def share_of(ranks: Ranks, count: int, unit: int = 1) -> range:

@@ -42,6 +42,7 @@ def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any
         if stage.finished is None:
             from crystalforge.data.store import TokenStore
             from crystalforge.model.checkpoint import load_model, weights_hash
+            from crystalforge.rewards.screen import Screen
             from crystalforge.rl.finetune import finetune as run
             from crystalforge.stages.engines import engine_maker
             from crystalforge.stages.models import spacegroup_weights
@@ -61,6 +62,7 @@ def finetune(config: Config, data: Path, base: Path, out: Path) -> dict[str, Any
                     held_out=held_out,
                     is_known=known_to(store),
                     relaxer=relaxer_of(config),
+                    screen=Screen.of(config.reward),
                     on_metrics=stage.on_metrics,
                     ranks=ranks,
                     make_engine=engine_maker(engine),

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
     from crystalforge.crystal import Crystal, Tokens
     from crystalforge.crystal.convert import Tokenized
+    from crystalforge.data.sources import Record
     from crystalforge.model.sampling.config import SamplingConfig
     from crystalforge.model.sampling.sampler import Precision
     from crystalforge.model.sampling.samples import Samples
 
 PART = 1000  # crystals of one file: what an interrupted sampling loses at most
+LIKELIHOOD_BATCH = 256
 REQUEST = "request.json"
 
 
@@ -44,7 +46,7 @@ def tokenize(sources: Sequence[Path], out: Path, *, processes: int | None = None
     return {"crystals": len(done.tokens), "rejected": len(ids) - len(done.tokens)}
 
 
-def score(model: str | Path, sources: Sequence[Path], out: Path, *, processes: int | None = None) -> dict[str, Any]:
+def score(model: Path, sources: Sequence[Path], out: Path, *, processes: int | None = None) -> dict[str, Any]:
     """log p(crystal | space group) of every crystal under `model`, whole and by factor, most surprising first.
 
     Columns of the parquet file `out`: id, formula-free token columns, log_prob and log_prob_<factor> in nats,
@@ -52,14 +54,26 @@ def score(model: str | Path, sources: Sequence[Path], out: Path, *, processes: i
     loaded.
     """
     import pyarrow.parquet as pq
+    import torch
 
-    from crystalforge.api.generator import load
+    from crystalforge.model.batch import TokenBatch
+    from crystalforge.model.checkpoint import load_model
+    from crystalforge.model.likelihood import log_prob
+    from crystalforge.model.sampling.samples import FACTORS
+    from crystalforge.stages.models import find_model
 
-    generator = load(model)
+    network = load_model(find_model(model)).model
     ids, done = _tokens_of(sources, out.with_suffix(".rejects.jsonl"), processes)
-    tokens = done.tokens.with_slots(generator.model.config.max_sites)
-    with Progress("score", len(tokens), unit="crystals") as progress:
-        factors = generator.factors(tokens, progress=progress)
+    tokens = done.tokens.with_slots(network.config.max_sites)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in FACTORS}
+    with Progress("score", len(tokens), unit="crystals") as progress, torch.inference_mode():
+        for first in range(0, len(tokens), LIKELIHOOD_BATCH):
+            batch = TokenBatch.from_tokens(tokens[first : first + LIKELIHOOD_BATCH])
+            found = log_prob(network, batch.truncated())
+            for name in FACTORS:
+                parts[name].append(getattr(found, name).double().numpy())
+            progress.update(len(batch))
+    factors = {name: np.concatenate(values) for name, values in parts.items()}
     total = np.sum(list(factors.values()), axis=0)
     table = _token_table([ids[row] for row in done.index], tokens)
     for name, values in {
@@ -74,7 +88,7 @@ def score(model: str | Path, sources: Sequence[Path], out: Path, *, processes: i
 
 
 def sample(
-    model: str | Path,
+    model: Path,
     out: Path,
     n: int,
     *,
@@ -95,17 +109,21 @@ def sample(
     """
     import pyarrow.parquet as pq
 
-    from crystalforge.api.generator import load
     from crystalforge.crystal.convert import to_crystals
     from crystalforge.evaluation.metrics.statistics import share
+    from crystalforge.model.checkpoint import load_model, weights_hash
     from crystalforge.model.sampling.config import SamplingConfig
+    from crystalforge.model.sampling.sampler import draw_spacegroups
+    from crystalforge.model.sampling.sampler import sample as draw
+    from crystalforge.stages.models import find_model
 
     law = law or SamplingConfig()
-    generator = load(model)
+    model = find_model(model)
+    loaded = load_model(model)
     if spacegroups is None and weights is None:
-        weights = generator.spacegroup_weights
+        weights = _training_weights(model, loaded.info)
     request = {
-        "model": generator.hash,
+        "model": weights_hash(loaded.model),
         "seed": seed,
         "spacegroups": None if spacegroups is None else [int(g) for g in spacegroups],
         "weights": None if weights is None else sha256_json(weights.tolist()),
@@ -128,8 +146,18 @@ def sample(
                 draws.append(_draws(known))
                 progress.update(count, note="found")
                 continue
-            samples = generator.draw(
-                first, count, seed=seed, spacegroups=spacegroups, weights=weights, law=law, precision=precision
+            if spacegroups is not None:
+                groups = np.resize(np.asarray(spacegroups, dtype=np.int64), n)[first : first + count]
+            else:
+                assert weights is not None
+                groups = draw_spacegroups(weights, count, seed=seed, first_index=first)
+            samples = draw(
+                loaded.model,
+                groups,
+                seed=seed,
+                first_index=first,
+                precision=precision,
+                **law.options(),
             )
             draws.append(samples.draws.astype(np.int64))
             crystals = to_crystals(samples.tokens)
@@ -171,9 +199,7 @@ def _tokens_of(sources: Sequence[Path], rejects: Path, processes: int | None) ->
     unusable: dict[int, Unusable] = {}
 
     def crystals() -> Iterator[Crystal | None]:
-        from crystalforge.data.sources.paths import records
-
-        for record in records(sources):
+        for record in _records(sources):
             place = len(ids)
             ids.append(record.id)
             origins.append((record.file, record.number))
@@ -204,6 +230,24 @@ def _tokens_of(sources: Sequence[Path], rejects: Path, processes: int | None) ->
             remedy=f"see {rejects}" if ids else "give crystal files, a directory of them, or a parquet file",
         )
     return ids, done
+
+
+def _records(sources: Sequence[Path]) -> Iterator[Record]:
+    """Every crystal of the sources; names tell apart what comes from different ones."""
+    from crystalforge.crystal.reading.text import printable
+    from crystalforge.data.sources.files import ANY_PATTERN, StructureFiles, names_of, read_file
+    from crystalforge.data.sources.tables import ParquetRecords
+
+    several = sum(path.is_dir() or path.suffix.lower() == ".parquet" for path in sources) > 1
+    for path, name in zip(sources, names_of(sources), strict=True):
+        if path.is_file() and path.suffix.lower() != ".parquet":
+            yield from read_file(path, printable(path), name)
+        elif path.exists():
+            found = StructureFiles(path, ANY_PATTERN) if path.is_dir() else ParquetRecords(path, splits=False)
+            for record in found.records():
+                yield replace(record, id=f"{name}/{record.id}") if several else record
+        else:
+            raise InputError("there is no such file or directory", source=printable(path), remedy="correct the path")
 
 
 def _token_table(ids: Sequence[str], tokens: Tokens) -> pa.Table:
@@ -276,6 +320,16 @@ def _write_cifs(directory: Path, drawn: Iterable[tuple[int, int, Crystal | None]
             if not path.exists():
                 with atomic_file(path) as temporary:
                     temporary.write_text(str(CifWriter(crystal.to_structure(), symprec=0.01)))
+
+
+def _training_weights(model: Path, info: dict[str, Any]) -> np.ndarray:
+    weights = info.get("spacegroup_weights")
+    if weights is None:
+        raise InputError(
+            "the model does not say how often each space group occurred in its training set", source=model,
+            remedy="give --spacegroup, or --data with the output of ingest",
+        )  # fmt: skip
+    return np.asarray(weights, dtype=np.float64)
 
 
 def _refuse_other(out: Path, request: dict[str, Any]) -> None:

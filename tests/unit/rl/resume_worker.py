@@ -1,4 +1,5 @@
-"""Runs the same fine-tuning twice, once undisturbed and once killed again and again: resume_worker.py BASE OUT STEPS.
+"""Runs the same fine-tuning twice, once undisturbed and once killed again and again:
+resume_worker.py BASE OUT STEPS ALGORITHM. The algorithm `balance` draws against a filter too.
 
 Each session is a process of its own (forked, which saves importing torch every time) and dies by SIGKILL. Leaves
 OUT/whole and OUT/killed; prints the number of kills.
@@ -19,6 +20,7 @@ import torch
 from crystalforge.crystal.convert import to_crystals
 from crystalforge.model.checkpoint import load_model
 from crystalforge.model.sampling.sampler import sample
+from crystalforge.rewards.protocol import Status
 from crystalforge.rl.config import FinetuneConfig, MonitorConfig
 from crystalforge.rl.finetune import finetune
 from crystalforge.rl.testing import ElementReward
@@ -42,14 +44,27 @@ class Logged(ElementReward):
         return scores
 
 
-def session(base: Path, out: Path, steps: int) -> int:
+class Screen:
+    """Refuses what holds an element beyond fermium."""
+
+    floor = -1.0
+
+    def __call__(self, crystals):
+        heavy = [crystal is None or crystal.numbers.max() > 100 for crystal in crystals]
+        return np.where(heavy, Status.EXCLUDED, Status.OK).astype(np.int32)
+
+
+def session(base: Path, out: Path, steps: int, algorithm: str) -> int:
     """Start a process that fine-tunes from wherever `out` stands; its id."""
     process = os.fork()
     if process:
         return process
     weights = np.zeros(230)
     weights[[220, 224, 226]] = 1.0
+    more = {"filter": True, "kept": 20, "average": 0.9} if algorithm == "balance" else {}
     config = FinetuneConfig(
+        algorithm=algorithm,
+        **more,
         steps=steps,
         batch_size=20,
         learning_rate=5e-3,
@@ -58,9 +73,8 @@ def session(base: Path, out: Path, steps: int) -> int:
         monitor=MonitorConfig(every=4),
     )
     try:
-        finetune(
-            config, base, Logged(out / "scored.log"), weights, out, seed=3, held_out=ElementReward(WORTH, name="other")
-        )
+        held_out = ElementReward(WORTH, name="other")
+        finetune(config, base, Logged(out / "scored.log"), weights, out, seed=3, held_out=held_out, screen=Screen())
         os._exit(0)
     except BaseException as error:
         print(repr(error), file=sys.stderr)
@@ -72,17 +86,17 @@ def steps_seen(out: Path) -> int:
     return len(list(out.glob("samples/step-*")))
 
 
-def main(base: Path, out: Path, steps: int) -> None:
+def main(base: Path, out: Path, steps: int, algorithm: str) -> None:
     torch.set_num_threads(1)
     # load all tables before the first fork, so that no session spends its life on them
     to_crystals(sample(load_model(base).model, np.full(20, 225), seed=0).tokens, primitive=True)
     for name in ("whole", "killed"):
         (out / name).mkdir(parents=True)
-    _, status = os.waitpid(session(base, out / "whole", steps), 0)
+    _, status = os.waitpid(session(base, out / "whole", steps, algorithm), 0)
     assert status == 0
     rng, kills = random.Random(11), 0
     while True:
-        seen, process = steps_seen(out / "killed"), session(base, out / "killed", steps)
+        seen, process = steps_seen(out / "killed"), session(base, out / "killed", steps, algorithm)
         ended = 0
         while not ended and steps_seen(out / "killed") <= seen:  # let it get one step further, then strike
             time.sleep(0.002)
@@ -99,4 +113,4 @@ def main(base: Path, out: Path, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

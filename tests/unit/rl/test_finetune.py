@@ -21,7 +21,7 @@ from crystalforge.rl.testing import ElementReward
 # The sampler and the likelihood compute the same float32 network in another order.
 SAMPLER_TOLERANCE = 1e-2
 
-UNWATCHED = MonitorConfig(every=5, max_gap=None, min_unique=None, max_kl=None)
+UNWATCHED = MonitorConfig(every=5, max_gap=None, min_unique=None, max_kl=None, max_worse=None)
 FAST = {"batch_size": 40, "learning_rate": 1e-2, "tau": 0.02, "monitor": UNWATCHED, "checkpoint_every": 5}
 
 
@@ -29,7 +29,7 @@ def rows(out) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "reinforce", "rloo", "grpo", "dpo", "sft"])
+@pytest.mark.parametrize("algorithm", ["ppo", "balance", "reinforce", "rloo", "grpo", "dpo", "sft"])
 def test_every_algorithm_raises_the_reward(tmp_path, base, cubic, oxide_reward, algorithm):
     steps = 16 if algorithm in ("reinforce", "rloo") else 12
     # one optimiser step per batch, or none for bad crystals: a longer stride

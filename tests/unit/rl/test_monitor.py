@@ -18,7 +18,7 @@ WANTED = dict.fromkeys(range(5, 25), 1.0)
 HONEST = ElementReward(WANTED, name="honest")
 HACKABLE = ElementReward(WANTED | dict.fromkeys((80, 81, 82), 5.0), name="hackable")
 SETTINGS = {"steps": 100, "batch_size": 100, "learning_rate": 1e-2, "tau": 0.02}
-WATCH = MonitorConfig(every=2, max_gap=1.0, min_unique=None, max_kl=None)
+WATCH = MonitorConfig(every=2, max_gap=1.0, min_unique=None, max_kl=None, max_worse=None)
 
 
 def test_a_planted_hack_is_caught_early_and_the_last_good_policy_is_kept(tmp_path, base, cubic):
@@ -56,6 +56,27 @@ def test_an_honest_reward_is_left_in_peace(tmp_path, base, cubic):
         assert row["monitor/held_out/correlation"] == pytest.approx(1)
 
 
+def test_what_the_objective_calls_worse_than_the_base_is_stopped_and_the_best_policy_is_kept(tmp_path, base, cubic):
+    """Steps far too long for a tight leash: the reward rises, and KL costs more than that."""
+    watch = MonitorConfig(every=1, max_gap=None, min_unique=None, max_kl=None)
+    config = FinetuneConfig(steps=12, batch_size=40, learning_rate=3e-2, tau=0.5, monitor=watch)
+    result = finetune(config, base, HONEST, cubic, tmp_path / "out", seed=0)
+    assert result.stopped is not None
+    assert "the objective E[r] - tau KL is" in result.stopped
+    assert "for 2 looks in a row" in result.stopped
+    history = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    objectives = [row["monitor/objective"] for row in history]
+    assert [row["monitor/worse"] for row in history[-2:]] == [1, 2]
+    best = int(np.argmax(objectives))
+    assert result.monitor["best_step"] == best
+    assert f"the policy of the best objective, that of step {best}, is kept" in result.monitor["verdict"]
+    kept, first = load_model(result.model_dir), load_model(tmp_path / "out" / "best")
+    assert weights_hash(kept.model) == weights_hash(first.model)
+    assert first.info["steps"] == best
+    unwatched = config.model_copy(update={"monitor": watch.model_copy(update={"max_worse": None})})
+    assert finetune(unwatched, base, HONEST, cubic, tmp_path / "unwatched", seed=0).stopped is None
+
+
 def test_the_conclusion_says_what_the_looks_came_to():
     def look(step, passed):
         return {"step": step, "reward/mean": 1.0, "monitor/passed": float(passed), "monitor/drift/elements": 0.1 * step}
@@ -74,8 +95,8 @@ def test_the_conclusion_says_what_the_looks_came_to():
     budget = conclusion([look(0, True)], "budget: 9 s spent", held_out="other@1")
     assert budget["passed"]
     assert conclusion([plain], None, held_out=None) == {
-        "verdict": "no look was due", "passed": True, "looks": 0, "last_good_step": None, "held_out": None,
-        "first": {}, "last": {},
+        "verdict": "no look was due", "passed": True, "looks": 0, "last_good_step": None, "best_step": None,
+        "held_out": None, "first": {}, "last": {},
     }  # fmt: skip
 
 
@@ -83,7 +104,7 @@ def test_collapse_and_distance_end_the_run_in_words(tmp_path, base, cubic):
     one = np.zeros(230)
     one[224] = 1.0
     reward = ElementReward(WANTED | {8: 3.0})  # one element is worth far more than the rest
-    collapse = MonitorConfig(every=1, min_unique=0.6, max_kl=None)
+    collapse = MonitorConfig(every=1, min_unique=0.6, max_kl=None, max_worse=None)
     config = FinetuneConfig(monitor=collapse, **SETTINGS | {"learning_rate": 3e-2, "batch_size": 60})
     result = finetune(config, base, reward, one, tmp_path / "collapse", seed=0)
     assert result.stopped is not None

@@ -9,7 +9,7 @@ import torch
 from crystalforge.model.batch import TokenBatch
 from crystalforge.model.likelihood import log_prob
 from crystalforge.model.sampling.sampler import sample
-from crystalforge.rl import objective
+from crystalforge.rl import losses
 from crystalforge.rl.policy import improve, make_plan, measure
 from crystalforge.training.config import OptimizerConfig
 from crystalforge.training.engine import TorchEngine
@@ -73,7 +73,7 @@ def test_the_first_ratio_is_exactly_one_and_the_gradient_does_not_depend_on_piec
             batch,
             plan,
             old,
-            lambda rows, now, old=old: objective.ppo(now, old[rows], advantage[rows], 0.2),
+            lambda rows, now, old=old: losses.ppo(now, old[rows], advantage[rows], 0.2),
             passes=1,
             clip=0.2,
         )
@@ -95,7 +95,7 @@ def test_the_first_ratio_is_exactly_one_in_float32_over_minibatches(tiny_model, 
         batch,
         plan,
         old,
-        lambda rows, now: objective.ppo(now, old[rows], advantage[rows], 0.2),
+        lambda rows, now: losses.ppo(now, old[rows], advantage[rows], 0.2),
         passes=2,
         clip=0.2,
     )
@@ -116,7 +116,7 @@ def test_the_reported_divergence_and_clip_fraction_are_those_of_the_policy_after
         model.load_state_dict(start)
         return improve(
             TorchEngine(model, OptimizerConfig(learning_rate=3e-3)), batch, plan, old,
-            lambda rows, now: objective.ppo(now, old[rows], advantage[rows], 0.2),
+            lambda rows, now: losses.ppo(now, old[rows], advantage[rows], 0.2),
             passes=passes, clip=0.2,
         )  # fmt: skip
 
@@ -142,7 +142,7 @@ def test_the_gradient_of_ppo_on_the_network_equals_finite_differences(tiny_model
     old = log_prob(model, batch).total.detach() + 0.3 * torch.randn(len(drawn), generator=generator).double()
 
     def loss() -> torch.Tensor:
-        return objective.ppo(log_prob(model, batch).total, old, advantage, 0.2).mean()
+        return losses.ppo(log_prob(model, batch).total, old, advantage, 0.2).mean()
 
     model.zero_grad()
     loss().backward()
@@ -179,7 +179,7 @@ def test_the_number_of_cores_changes_no_bit(tiny_model, drawn):
             old = measure(tiny_model, batch, plan).total
             health = improve(
                 TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-2)), batch, plan, old,
-                lambda rows, now, old=old: objective.ppo(now, old[rows], advantage[rows], 0.2),
+                lambda rows, now, old=old: losses.ppo(now, old[rows], advantage[rows], 0.2),
                 passes=3, clip=0.2,
             )  # fmt: skip
             assert torch.get_num_threads() == threads
@@ -200,7 +200,7 @@ def test_passes_end_once_the_policy_has_moved_too_far(tiny_model, drawn):
         batch,
         plan,
         old,
-        lambda rows, now: objective.ppo(now, old[rows], advantage[rows], 0.2),
+        lambda rows, now: losses.ppo(now, old[rows], advantage[rows], 0.2),
         passes=50,
         clip=0.2,
         kl_stop=0.01,

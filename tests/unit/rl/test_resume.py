@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from crystalforge.model.checkpoint import load_model, weights_hash
 
 WORKER = Path(__file__).with_name("resume_worker.py")
@@ -20,10 +22,11 @@ def trajectory(out: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if "seconds" not in name} for line in lines]
 
 
-def test_sigkill_at_random_instants_changes_nothing(tmp_path, base):
+@pytest.mark.parametrize("algorithm", ["ppo", "balance"])
+def test_sigkill_at_random_instants_changes_nothing(tmp_path, base, algorithm):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     worker = subprocess.run(
-        [sys.executable, str(WORKER), str(base), str(tmp_path), str(STEPS)],
+        [sys.executable, str(WORKER), str(base), str(tmp_path), str(STEPS), algorithm],
         env=environment,
         capture_output=True,
         text=True,

@@ -62,7 +62,7 @@ def test_an_algorithm_may_need_settings_of_its_own():
 
 
 def test_the_rate_rises_to_its_value():
-    from crystalforge.rl.finetune import learning_rate
+    from crystalforge.rl.learning import learning_rate
 
     config = FinetuneConfig(learning_rate=1e-4, warmup_steps=4)
     rates = [learning_rate(config, step) for step in range(6)]

@@ -73,3 +73,13 @@ def dpo(log_prob: Float[Tensor, " b"], log_prob_base: Float[Tensor, " b"], tau: 
 def likelihood(log_prob: Float[Tensor, " b"]) -> Losses:
     """-ln p: maximum likelihood on chosen samples (supervised fine-tuning)."""
     return -log_prob
+
+
+def balance(log_prob: Float[Tensor, " b"], target: Float[Tensor, " b"]) -> Losses:
+    """(ln p - target)^2 / 2 with target = ln p_base + r/tau - ln Z: zero for all crystals at p_base exp(r/tau)/Z alone.
+
+    The log-variance loss (arXiv 2010.10436), or relative trajectory balance (arXiv 2405.20971): crystals may come
+    from any law, so that all that were ever scored can be learned from. For crystals of the present policy, and ln Z
+    the mean of r/tau - ln(p/p_base), its gradient is that of KL(p || p_base exp(r/tau)/Z).
+    """
+    return (log_prob - target) ** 2 / 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from crystalforge.rl import advantage as adv
-from crystalforge.rl import objective
+from crystalforge.rl import losses
 
 # The optimisation below shrinks the error of ln p by a constant factor per step; 1e-6 leaves room for its end.
 OPTIMUM_TOLERANCE = 1e-6
@@ -47,7 +47,7 @@ def ppo_loss(tau: float):
     def loss(log_p, old):
         shaped = adv.shaped_reward(REWARD, old, BASE.log(), tau)
         advantage = shaped - (old.exp() * shaped).sum()
-        return (old.exp() * objective.ppo(log_p, old, advantage, 0.2)).sum()
+        return (old.exp() * losses.ppo(log_p, old, advantage, 0.2)).sum()
 
     return loss
 
@@ -63,7 +63,7 @@ def test_the_optimum_of_reinforce_is_the_tilted_base():
 
     def loss(log_p, old):
         shaped = adv.shaped_reward(REWARD, old, BASE.log(), tau)
-        return (old.exp() * objective.reinforce(log_p, shaped)).sum()
+        return (old.exp() * losses.reinforce(log_p, shaped)).sum()
 
     assert (optimise(loss, inner_steps=1) - closed_form(tau)).abs().max() < OPTIMUM_TOLERANCE
 
@@ -76,7 +76,7 @@ def test_the_optimum_of_dpo_on_bradley_terry_preferences_is_the_tilted_base():
 
     def loss(log_p, _):
         rows = pairs.reshape(-1)
-        return (preference.repeat_interleave(2) * objective.dpo(log_p[rows], BASE.log()[rows], tau)).sum()
+        return (preference.repeat_interleave(2) * losses.dpo(log_p[rows], BASE.log()[rows], tau)).sum()
 
     assert (optimise(loss) - closed_form(tau)).abs().max() < OPTIMUM_TOLERANCE
 
@@ -88,7 +88,7 @@ def test_the_optimum_of_grpo_has_its_own_closed_form():
 
     def loss(log_p, old):
         advantage = REWARD - (old.exp() * REWARD).sum()
-        return (old.exp() * objective.grpo(log_p, old, BASE.log(), advantage, 0.2, tau)).sum()
+        return (old.exp() * losses.grpo(log_p, old, BASE.log(), advantage, 0.2, tau)).sum()
 
     low, high = float(REWARD.max()) - tau + 1e-9, float(REWARD.max()) + 10
     for _ in range(200):
@@ -120,7 +120,7 @@ def test_leave_one_out_is_unbiased():
     expected = torch.zeros(3, dtype=torch.float64)
     for batch in itertools.product(range(3), repeat=count):
         rows = torch.tensor(batch)
-        loss = objective.reinforce(log_p[rows], adv.leave_one_out(shaped[rows])).mean()
+        loss = losses.reinforce(log_p[rows], adv.leave_one_out(shaped[rows])).mean()
         (gradient,) = torch.autograd.grad(-loss, logits, retain_graph=True)
         expected += log_p.detach()[rows].sum().exp() * gradient
     assert (expected - exact).abs().max() < EXACT_TOLERANCE
@@ -134,7 +134,7 @@ def test_the_gradient_of_ppo_equals_finite_differences(clip):
     logits = (old + 0.3 * torch.randn(6, generator=generator, dtype=torch.float64)).requires_grad_()
 
     def value(x):
-        return objective.ppo(torch.log_softmax(x, dim=0), old, advantage, clip).mean()
+        return losses.ppo(torch.log_softmax(x, dim=0), old, advantage, clip).mean()
 
     (gradient,) = torch.autograd.grad(value(logits), logits)
     step = 1e-6
@@ -150,7 +150,7 @@ def test_ppo_follows_its_definition_on_both_sides_of_the_clip():
     log_prob = torch.tensor([1.5, 1.1, 0.7, 1.5, 0.9, 0.7], dtype=torch.float64).log()
     advantage = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0], dtype=torch.float64)
     # better than expected: gain capped at 1.2; worse than expected: no reward for going below 0.8
-    assert objective.ppo(log_prob, old, advantage, 0.2).tolist() == pytest.approx(
+    assert losses.ppo(log_prob, old, advantage, 0.2).tolist() == pytest.approx(
         [-1.2, -1.1, -0.7, 1.5, 0.9, 0.8], abs=EXACT_TOLERANCE
     )
 
@@ -161,7 +161,7 @@ def test_no_gradient_flows_through_the_advantage():
 
 
 def test_an_extreme_ratio_stays_finite():
-    loss = objective.ppo(torch.tensor([500.0, -500.0]), torch.zeros(2), torch.tensor([-1.0, 1.0]), 0.2)
+    loss = losses.ppo(torch.tensor([500.0, -500.0]), torch.zeros(2), torch.tensor([-1.0, 1.0]), 0.2)
     assert torch.isfinite(loss).all()
 
 

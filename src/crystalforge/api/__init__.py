@@ -1,1 +1,0 @@
-"""What `import crystalforge` offers; the names are listed in the package's own `__init__`."""
