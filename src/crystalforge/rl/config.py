@@ -41,7 +41,7 @@ class MonitorConfig(BaseModel):
         default=None, gt=0, description="largest fall of the letters' or the elements' entropy, in nats per crystal"
     )
     max_worse: int | None = Field(
-        default=2,
+        default=None,
         ge=1,
         description="looks in a row at which the objective E[r] - tau KL may lie below the base's; the policy of the "
         "best objective is then kept",

@@ -40,6 +40,7 @@ def contest(config: Config, data: Path, base: Path, out: Path, page: Path | None
         if stage.finished is None:
             from crystalforge.data.store import TokenStore
             from crystalforge.integrations.triton.service import open_reward
+            from crystalforge.rewards.screen import Screen
             from crystalforge.rl.contest import contest as rl
             from crystalforge.stages.finetune import held_out_judge, known_to, relaxer_of
 
@@ -55,6 +56,7 @@ def contest(config: Config, data: Path, base: Path, out: Path, page: Path | None
                     is_known=known_to(store),
                     relaxer=relaxer_of(config),
                     held_out=stranger,
+                    screen=Screen.of(config.reward),
                 )
                 for outcome in rl.contest(config.contest, config.finetune, ground):
                     print(f"contest: {outcome.label} seed {outcome.seed}: reward {outcome.reward:.3f}", file=sys.stderr)

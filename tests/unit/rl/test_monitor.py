@@ -58,7 +58,7 @@ def test_an_honest_reward_is_left_in_peace(tmp_path, base, cubic):
 
 def test_what_the_objective_calls_worse_than_the_base_is_stopped_and_the_best_policy_is_kept(tmp_path, base, cubic):
     """Steps far too long for a tight leash: the reward rises, and KL costs more than that."""
-    watch = MonitorConfig(every=1, max_gap=None, min_unique=None, max_kl=None)
+    watch = MonitorConfig(every=1, max_gap=None, min_unique=None, max_kl=None, max_worse=2)
     config = FinetuneConfig(steps=12, batch_size=40, learning_rate=3e-2, tau=0.5, monitor=watch)
     result = finetune(config, base, HONEST, cubic, tmp_path / "out", seed=0)
     assert result.stopped is not None

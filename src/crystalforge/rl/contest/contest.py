@@ -30,7 +30,7 @@ from crystalforge.rl.finetune import finetune
 from crystalforge.rl.journal import Scored, join, unique_share
 from crystalforge.rl.monitor import IsKnown
 from crystalforge.rl.policy import make_plan, measure
-from crystalforge.rl.rollout import Source, roll_out, score, weights_within
+from crystalforge.rl.rollout import Screen, Source, roll_out, score, weights_within
 from crystalforge.rl.search import SearchConfig, search
 from crystalforge.rl.supervised import Relaxer
 
@@ -73,7 +73,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Ground:
-    """The ground that all share. held_out: judges in the end, see `ContestConfig.held_out`."""
+    """The ground that all share. held_out: judges in the end, see `ContestConfig.held_out`. screen: the reward's
+    guards, for learners that draw against them.
+    """
 
     base: Path
     reward: Reward
@@ -82,6 +84,7 @@ class Ground:
     is_known: IsKnown | None = None
     relaxer: Relaxer | None = None
     held_out: Reward | None = None
+    screen: Screen | None = None
 
 
 def contest(config: ContestConfig, tuning: FinetuneConfig, ground: Ground) -> Iterator[Outcome]:
@@ -98,6 +101,7 @@ def contest(config: ContestConfig, tuning: FinetuneConfig, ground: Ground) -> It
                 seed=seed,
                 is_known=ground.is_known,
                 relaxer=ground.relaxer if settings.relax is not None else None,
+                screen=ground.screen if settings.filter else None,
             )
             early = result.stopped is not None and not result.stopped.startswith("budget")
             yield _judge_model(
