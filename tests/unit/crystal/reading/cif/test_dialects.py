@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[4] / "benchmarks" / "cif_dialects.py"
+SCRIPT = Path(__file__).parents[5] / "benchmarks" / "cif_dialects.py"
 CASES = 100
 
 
