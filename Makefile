@@ -43,7 +43,7 @@ screenshots: install  ## pictures of a report (REPORT=...) on a laptop and on a 
 	@$(BIN)/python -m crystalforge.evaluation.report.pictures $(REPORT) docs/assets
 
 lock:  ## resolve pyproject.toml anew into requirements.lock
-	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet torch==2.13.0 '.[platform,pipelines,training,potentials,judges,evaluation,sources,dev]'
+	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet torch==2.13.0 '.[platform,pipelines,training,potentials,judges,evaluation,sources,mcp,docs,dev]'
 	{ head -n 1 requirements.lock; build/lock/bin/pip freeze --all --exclude crystalforge --exclude pip | sed 's/+cpu//'; } > build/lock.txt && mv build/lock.txt requirements.lock
 
 clean:  ## remove environments and builds; runs stay

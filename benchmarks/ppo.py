@@ -18,6 +18,7 @@ import torch
 from _common import finish
 
 from crystalforge.model.batch import TokenBatch
+from crystalforge.model.build import build_model
 from crystalforge.model.checkpoint import load_model
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import CrystalFormer
@@ -35,6 +36,7 @@ REFERENCE = 1320.0  # seconds: the published code, same batch and machine type
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="directory of a trained model; default: random weights")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3, help="steps to time, after one to warm up")
     parser.add_argument("--batch-size", type=int, default=100)
@@ -44,7 +46,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     policy = load_model(arguments.model).model if arguments.model else CrystalFormer(ModelConfig()).eval()
-    frozen = CrystalFormer(policy.config).eval().requires_grad_(False)
+    policy = policy.to(arguments.device)
+    frozen = build_model(policy.config).to(arguments.device).eval().requires_grad_(False)
     frozen.load_state_dict(policy.state_dict())
     config = FinetuneConfig(batch_size=arguments.batch_size, piece_tokens=arguments.piece_tokens)
     optimizer = OptimizerConfig(learning_rate=config.learning_rate, gradient_clip=config.gradient_clip)

@@ -2,6 +2,7 @@
 
     python benchmarks/sampler.py                     # two processes, bfloat16
     python benchmarks/sampler.py --precision float32 --workers 1 --crystals 512
+    python benchmarks/sampler.py --recipe recipes/mp20-pretrain.yaml --precision float32    # the shape of a recipe
 
 A model with random weights does not stop where a trained one does. So the number of sites of each crystal is drawn
 from MP-20's histogram and enforced by a mask on the letters (stop is allowed there and only there); all else is the
@@ -14,18 +15,22 @@ import argparse
 import statistics
 import time
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from _common import finish
 
 from crystalforge.crystal import wyckoff
+from crystalforge.model.build import build_model
 from crystalforge.model.config import ModelConfig
-from crystalforge.model.network import TOKENS_PER_SITE, CrystalFormer
+from crystalforge.model.network import TOKENS_PER_SITE
 from crystalforge.model.sampling.draws import Sharpenings
 from crystalforge.model.sampling.random import SPACEGROUP_EVENT, Streams
 from crystalforge.model.sampling.sampler import Sampler, draw_spacegroups
+from crystalforge.model.sites import TOKENS_OF_SITE
 
 # Inequivalent sites (0, 1, ...) of 1,500 of MP-20's structures drawn at random, by spglib at symprec 0.01 Å.
 SITES = [0, 6, 152, 555, 291, 147, 111, 65, 42, 30, 25, 16, 17, 3, 10, 2, 3, 3, 7, 1, 14]
@@ -43,42 +48,55 @@ class Lengths:
         self._streams, self._cumulative = Streams(seed), np.cumsum(SITES) / sum(SITES)
 
     def lengths(self, index: torch.Tensor) -> torch.Tensor:
-        uniform = self._streams.uniforms(index, LENGTH_EVENT)[:, 0].numpy()
-        return torch.from_numpy(np.searchsorted(self._cumulative, uniform, side="right"))
+        uniform = self._streams.uniforms(index, LENGTH_EVENT)[:, 0].cpu().numpy()
+        return torch.from_numpy(np.searchsorted(self._cumulative, uniform, side="right")).to(index.device)
 
     def start(self, index: torch.Tensor) -> torch.Tensor:
         return self.lengths(index)  # a crystal's state is the number of sites it still needs
 
     def letters(self, slot: int, spacegroup: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
-        letter = torch.arange(28)
+        letter = torch.arange(28, device=cell.device)
         # A group all of whose positions are used up may still stop; the general position never is.
         return (letter == 0) == (cell == 0)[:, None]
 
     def elements(self, slot: int, spacegroup: torch.Tensor, letter: torch.Tensor, cell: torch.Tensor,
                  earlier: torch.Tensor) -> torch.Tensor:  # fmt: skip
-        return torch.ones(len(cell), 119, dtype=torch.bool)
+        return torch.ones(len(cell), 119, dtype=torch.bool, device=cell.device)
 
     def advance(self, slot: int, spacegroup: torch.Tensor, letter: torch.Tensor, element: torch.Tensor,
                 cell: torch.Tensor) -> torch.Tensor:  # fmt: skip
         return cell - 1
 
 
-def sampler(precision: str) -> Sampler:
-    """The full model with spread random weights (the initialiser's would make every head trivial)."""
+def configuration(recipe: Path | None) -> ModelConfig:
+    """The network of a recipe; of none: the published one."""
+    return ModelConfig.model_validate(yaml.safe_load(recipe.read_text())["model"] if recipe else {})
+
+
+def tokens_of_site(config: ModelConfig) -> int:
+    """Tokens that a site takes in this layout."""
+    return TOKENS_OF_SITE if config.layout == "sites" else TOKENS_PER_SITE
+
+
+def sampler(precision: str, config: ModelConfig, device: str) -> Sampler:
+    """A model with spread random weights (the initialiser's would make every head trivial)."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = CrystalFormer(ModelConfig())
+    model = build_model(config)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.Linear):
                 module.weight.normal_(0, 0.9 / module.in_features**0.5)
-        model.wyckoff_in.weight[:, -1] *= 0.05
+        if config.layout == "tokens":
+            model.wyckoff_in.weight[:, -1] *= 0.05
+    model = model.to(device)
     return Sampler(model, Streams(0), Sharpenings(), "exact", Lengths(1), precision)
 
 
 def worker(number: int, workers: int, options: argparse.Namespace, barrier: Any, results: Any) -> None:
     """Warm up, then draw this worker's share once per repeat, all workers starting together."""
-    machine = sampler(options.precision)
+    config = configuration(options.recipe)
+    machine = sampler(options.precision, config, options.device)
     weights = np.zeros(230)
     weights[np.array(list(GROUPS)) - 1] = list(GROUPS.values())
     share = options.crystals // workers
@@ -94,7 +112,7 @@ def worker(number: int, workers: int, options: argparse.Namespace, barrier: Any,
         seconds = time.perf_counter() - began
         barrier.wait()
         if repeat:  # the first is the warm-up
-            results.put((repeat, seconds, time.process_time() - cpu, share, TOKENS_PER_SITE * sites + share))
+            results.put((repeat, seconds, time.process_time() - cpu, share, tokens_of_site(config) * sites + share))
 
 
 def limits(config: ModelConfig, tokens_per_crystal: float) -> dict[str, Any]:
@@ -102,9 +120,9 @@ def limits(config: ModelConfig, tokens_per_crystal: float) -> dict[str, Any]:
     inner = config.heads * config.head_size
     width, layers = config.width, config.layers
     products = 2 * layers * (2 * width * inner + inner // config.head_size * width * width
-                             + 2 * config.widening * width * width)  # fmt: skip
+                             + (3 if config.gated else 2) * config.hidden * width)  # fmt: skip
     rng = np.random.default_rng(0)
-    lengths = TOKENS_PER_SITE * rng.choice(len(SITES), 10_000, p=np.array(SITES) / sum(SITES)) + 1
+    lengths = tokens_of_site(config) * rng.choice(len(SITES), 10_000, p=np.array(SITES) / sum(SITES)) + 1
     seen = float((lengths * (lengths + 1) / 2).sum() / lengths.sum())  # positions that a token attends to, on average
     key_bytes = 4 * inner
     return {
@@ -138,7 +156,9 @@ def measured_limits(precision: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, help="YAML whose section `model` is the network; default: published")
     parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16", "float64"))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--crystals", type=int, default=2048)
     parser.add_argument("--batch-size", type=int, default=512)
@@ -164,7 +184,7 @@ def main() -> None:
         tokens.append(sum(row[4] for row in mine) / seconds)
         cpu.append(sum(row[2] for row in mine) / sum(row[4] for row in mine))
     crystals, all_tokens = sum(row[3] for row in rows), sum(row[4] for row in rows)
-    work = limits(ModelConfig(), all_tokens / crystals)
+    work = limits(configuration(options.recipe), all_tokens / crystals)
     core = measured_limits(options.precision)
     seconds_products = work["flop_per_token_products"] / (core["gflops"] * 1e9)
     seconds_cache = work["cache_bytes_read_per_token"] / (core["key_gb_per_s"] * 1e9)

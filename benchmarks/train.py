@@ -1,6 +1,7 @@
 """Crystals per second of maximum-likelihood training, full configuration.
 
     python benchmarks/train.py [--store DIR] [--precision bfloat16] [--threads 2] [--device cpu] [--out FILE]
+    python benchmarks/train.py --recipe recipes/mp20-pretrain.yaml --precision float32    # the shape of a recipe
 
 Prints JSON. Without --store the crystals are made up, with the numbers of sites that MP-20 has; what a crystal holds
 does not change the time. Required: at least 100/s on 2 CPU cores; the published code makes 5.1/s at batch 100 on the
@@ -18,13 +19,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from _common import finish
 
 from crystalforge.crystal.tokens import Tokens
 from crystalforge.data.batches import epoch_batches
 from crystalforge.data.store import Rows, TokenStore
+from crystalforge.model.build import build_model
 from crystalforge.model.config import ModelConfig
-from crystalforge.model.network import CrystalFormer
+from crystalforge.model.network import TOKENS_PER_SITE
+from crystalforge.model.sites import TOKENS_OF_SITE
 from crystalforge.training.config import OptimizerConfig, PretrainConfig
 from crystalforge.training.engine import TorchEngine
 from crystalforge.training.steps import train_step
@@ -68,13 +72,14 @@ def product_rate(precision: str, device: str) -> float:
 def flops_per_token(config: ModelConfig, tokens: float) -> float:
     """Multiply-adds x 2 of one forward pass: maps of every block, and attention over half of `tokens`."""
     inner, width = config.heads * config.head_size, config.width
-    maps = 4 * inner * width + 2 * config.widening * width**2
+    maps = 4 * inner * width + (3 if config.gated else 2) * config.hidden * width
     return 2.0 * config.layers * (maps + inner * tokens)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, help="token store to train on; default: made-up crystals")
+    parser.add_argument("--recipe", type=Path, help="YAML whose section `model` is the network; default: published")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
@@ -91,10 +96,12 @@ def main() -> None:
             store = TokenStore.open(arguments.store)
         else:
             store = made_up_store(Path(folder) / "store", arguments.rows)
-        model_config = ModelConfig()
+        settings = yaml.safe_load(arguments.recipe.read_text())["model"] if arguments.recipe else {}
+        model_config = ModelConfig.model_validate(settings)
+        per_site = TOKENS_OF_SITE if model_config.layout == "sites" else TOKENS_PER_SITE
         optimizer = OptimizerConfig(precision=arguments.precision)
         config = PretrainConfig(batch_size=arguments.batch, optimizer=optimizer, piece_tokens=1 << 20)
-        engine = TorchEngine(CrystalFormer(model_config).to(arguments.device), optimizer)
+        engine = TorchEngine(build_model(model_config).to(arguments.device), optimizer)
         plan = epoch_batches(store, "train", arguments.batch, seed=0, epoch=0)
         rates, processor, tokens, crystals = [], [], 0, 0
         for repeat in range(arguments.repeats + 1):  # the first warms up
@@ -105,7 +112,7 @@ def main() -> None:
                 n_sites = np.asarray(store.column("n_sites")[rows])
                 done, tokens, crystals = (
                     done + len(rows),
-                    tokens + 5 * int(n_sites.sum()) + len(rows),
+                    tokens + per_site * int(n_sites.sum()) + len(rows),
                     crystals + len(rows),
                 )
             if repeat:

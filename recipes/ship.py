@@ -1,6 +1,10 @@
 """A trained base model into the package, under a name: weights, fingerprints of its training set, model card.
 
-python recipes/ship.py work/base work/data src/crystalforge/data/models/mp20
+    python recipes/ship.py work/base work/data src/crystalforge/data/models/mp20 --before work/stable \\
+      --quality work/quality.json
+
+`--before` is the run whose weights this one began with, where it did; `--quality` is what `benchmarks/generator.py`
+printed, for the card.
 """
 
 from __future__ import annotations
@@ -13,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from crystalforge.common.errors import InputError
 from crystalforge.common.files import atomic_directory, write_json
 from crystalforge.data.store import TokenStore
 from crystalforge.model.checkpoint import load_model
 
 FACTORS = ("wyckoff", "element", "coords", "lattice")
+LARGEST = 20 * 2**20  # bytes of one shipped model
 
 
 def main() -> None:
@@ -26,23 +32,45 @@ def main() -> None:
     parser.add_argument("base", type=Path, help="output of pretrain")
     parser.add_argument("data", type=Path, help="output of ingest that it was trained on")
     parser.add_argument("out", type=Path, help="directory of the shipped model; its name is the model's")
+    parser.add_argument("--before", type=Path, help="output of pretrain that `base` started from")
+    parser.add_argument("--quality", type=Path, help="what benchmarks/generator.py printed of the model's crystals")
     arguments = parser.parse_args()
-    ship(arguments.base, arguments.data, arguments.out)
+    ship(arguments.base, arguments.data, arguments.out, before=arguments.before, quality=arguments.quality)
 
 
-def ship(base: Path, data: Path, out: Path) -> None:
-    """Copy what a user needs of `base`; leaves out the state that serves to resume, and whose run it was."""
+def ship(base: Path, data: Path, out: Path, *, before: Path | None = None, quality: Path | None = None) -> None:
+    """Copy what a user needs of `base`; leaves out the state that serves to resume, and whose run it was.
+
+    InputError when the model is larger than may be shipped.
+    """
     record = json.loads((base / "stage.json").read_text())
+    earlier = None if before is None else json.loads((before / "stage.json").read_text())
     store = TokenStore.open(data / "store")
     loaded = load_model(base / "model")
     weights = sum(value.numel() for value in loaded.model.parameters())
+    measured = None if quality is None else json.loads(quality.read_text())
     with atomic_directory(out) as place:
         shutil.copytree(base / "model", place / "model")
-        shutil.copyfile(base / "metrics.jsonl", place / "metrics.jsonl")
+        (place / "metrics.jsonl").write_text(course(base, before))
         write_json(place / "stage.json", record | {"mlflow_run_id": None})
         fingerprint = np.asarray(store.column("fingerprint")[store.split("train")])
         np.save(place / "model" / "fingerprints.npy", np.unique(second_half(fingerprint)))
-        (place / "model" / "README.md").write_text(card(out.name, record, store.manifest["counts"], weights))
+        text = card(out.name, record, earlier, store.manifest["counts"], weights, measured)
+        (place / "model" / "README.md").write_text(text)
+        size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+        if size > LARGEST:
+            raise InputError(f"{size / 2**20:.1f} MiB, at most {LARGEST >> 20} may be shipped", source=base)
+
+
+def course(base: Path, before: Path | None) -> str:
+    """The training log, both parts as one: steps and seconds go on."""
+    lines = [json.loads(line) for line in (base / "metrics.jsonl").read_text().splitlines()]
+    if before is None:
+        first: list[dict[str, float]] = []
+    else:
+        first = [json.loads(line) for line in (before / "metrics.jsonl").read_text().splitlines()]
+        lines = [line | {name: line[name] + first[-1][name] for name in ("step", "seconds", "epoch")} for line in lines]
+    return "".join(json.dumps(line) + "\n" for line in [*first, *lines])
 
 
 def second_half(fingerprint: np.ndarray) -> np.ndarray:
@@ -50,23 +78,39 @@ def second_half(fingerprint: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(fingerprint[:, 8:]).view(np.uint64).ravel()
 
 
-def card(name: str, record: dict[str, Any], counts: dict[str, int], weights: int) -> str:
+def card(
+    name: str,
+    record: dict[str, Any],
+    earlier: dict[str, Any] | None,
+    counts: dict[str, int],
+    weights: int,
+    quality: dict[str, Any] | None,
+) -> str:
     """The model card, Markdown."""
     network, training, metrics = record["config"]["model"], record["config"]["pretrain"], record["metrics"]
     rows = "".join(f"| {factor} | {metrics[f'val/nll_{factor}']:.2f} |\n" for factor in FACTORS)
+    steps, minutes = metrics["steps"], metrics["seconds"] / 60
+    parts = ""
+    if earlier is not None:
+        first = earlier["metrics"]
+        parts = f" ({first['steps']:.0f} at a constant rate, {steps:.0f} while it fell to zero)"
+        steps, minutes = steps + first["steps"], minutes + first["seconds"] / 60
+    seen = steps * training["batch_size"] / counts["train"]
     return f"""# {name}
 
 Autoregressive generator of crystals given a space group: Wyckoff letters, elements, coordinates, lattice
-(arXiv 2403.15734), a small configuration: {network["layers"]} layers of width {network["width"]}, {weights:,} weights.
+(arXiv 2403.15734), with two tokens a site instead of five: {network["layers"]} layers of width {network["width"]},
+{weights:,} weights.
 
     crystalforge sample --model {name} -n 100 -o crystals --cif
     crystalforge run --recipe {name}
 
 ## Training
 
-{counts["train"]:,} crystals of MP-20's training split, by maximum likelihood: {metrics["steps"]:.0f} steps of
-{training["batch_size"]}, {metrics["seconds"] / 60:.0f} minutes on one core of an AMD EPYC that other work shared, no
-GPU, seed {record["config"]["seed"]}. Parameters: `recipes/{name}-pretrain.yaml`.
+{counts["train"]:,} crystals of MP-20's training split, by maximum likelihood: {steps:.0f} steps of
+{training["batch_size"]}{parts}; {seen:.1f} times each crystal, {minutes:.0f} minutes on one core of an AMD EPYC
+(no AMX, no AVX-512) that other work shared, no GPU, float32, seed {record["config"]["seed"]}. Commands and parameters:
+`recipes/{name}-pretrain.yaml`; the course of training: `metrics.jsonl` beside this directory.
 
 Negative log-likelihood on {counts["val"]:,} crystals of the validation split that it never saw, in nats per crystal:
 
@@ -74,12 +118,14 @@ Negative log-likelihood on {counts["val"]:,} crystals of the validation split th
 |---|---|
 {rows}| all | {metrics["val/nll"]:.2f} |
 
+It is the likelihood of one description of each crystal, the tokeniser's. In training each site's point was drawn anew
+among the equivalent ones of its orbit every time, so that the model spreads its probability over all of them.
+{"" if quality is None else quality_text(quality)}
 ## Limits
 
 At most 20 atoms in the primitive cell, space groups and elements as MP-20 has them; the 80 % of MP-20's rows whose
-structure and split could be established. It is several times smaller than the published models, and was trained on a
-sixtieth of the crystals of the largest: see `docs/results.md` for what its crystals are worth. Whatever it writes is a
-candidate for a calculation, not a discovery.
+structure and split could be established. It saw a sixtieth of the crystals of the largest published model: see
+`docs/results.md` for what its own are worth. Whatever it writes is a candidate for a calculation, not a discovery.
 
 ## Data and licence
 
@@ -89,6 +135,19 @@ No structure of it is contained here; `fingerprints.npy` holds a hash of formula
 which a crystal that was in the training set is told from a new one. The weights are a work derived from these data and
 come under CC-BY 4.0: name the Materials Project when you use them. The program is under Apache-2.0.
 """
+
+
+def quality_text(quality: dict[str, Any]) -> str:
+    """What the model's crystals are like."""
+    lines = "".join(f"| {name} | {share:.1f} |\n" for name, share in quality["percent"].items())
+    return f"""
+## What it writes
+
+{quality["crystals"]:,} crystals at temperature 1, nothing refused, seed {quality["seed"]}:
+
+| | % |
+|---|---|
+{lines}"""
 
 
 if __name__ == "__main__":

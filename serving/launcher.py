@@ -387,3 +387,9 @@ def model_name(reward: BaseModel) -> str:
     """The name under which a reward is served when none is given: its own, else its kind."""
     name = getattr(reward, "name", "") or getattr(reward, "kind", "reward")
     return re.sub(r"[^A-Za-z0-9_.-]", "_", str(name))[:64]
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("serving", run_name="__main__")  # the command's earlier name, which must not do nothing

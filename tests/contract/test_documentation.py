@@ -41,6 +41,21 @@ def test_tutorial_draws_and_scores_as_written(tmp_path: Path) -> None:
     assert scored["spacegroup"] == [221] * 5
 
 
+def test_the_readmes_six_lines_of_python_run_as_they_stand(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "best").glob("*.cif"))) == 5
+    assert done.stdout.splitlines()[0].split() == ["formula", "spacegroup", "e_above_hull"]
+    assert len(done.stdout.splitlines()) == 6
+
+
 def test_every_column_of_an_evaluation_is_explained() -> None:
     page = (ROOT / "docs/reference/outputs.md").read_text()
     names = set(re.findall(r"`([a-z_*]+)`", page.partition("## `crystals.parquet`")[2]))

@@ -150,6 +150,18 @@ def tokenize(sources: SourcesArgument, out: OutFileOption, processes: ProcessesO
     show(execute(sources, out, processes=processes))
 
 
+@app.command(rich_help_panel=TOOLS, epilog=example("crystalforge mcp --folder structures"))
+def mcp(
+    folder: Annotated[Path, typer.Option(help="The only folder whose files are read and written.")] = Path(),
+    most: Annotated[int, typer.Option(min=1, help="Crystals in one call at most.")] = 100,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds of one call; what is done by then is given.")] = 120,
+) -> None:
+    """Serve an agent over the Model Context Protocol (standard input and output): sample, score, judge, screen."""
+    from crystalforge.tools.mcp import serve
+
+    serve(folder, most=most, seconds=seconds)
+
+
 @app.command(rich_help_panel=TOOLS, epilog=example("crystalforge parity tests/parity/model_tiny.npz"))
 def parity(file: Annotated[Path, typer.Argument(help="Reference arrays (.npz).")]) -> None:
     """Compare the model with reference arrays; exit code 1 when one differs by more than its tolerance."""

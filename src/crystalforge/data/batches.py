@@ -2,7 +2,9 @@
 
 Sequences of one batch are cut to its longest crystal, hence rows of similar length are put together: within pools of
 `POOL` batches of the shuffled epoch rows are sorted by their number of sites, cut into batches, and the batches
-are shuffled again. Each row comes exactly once in an epoch; pools keep batches from being all of one length.
+are shuffled again. With several `groups` a batch is made of as many runs of rows of similar length, each of its own:
+a gradient then is not that of short crystals alone or of long ones. Each row comes exactly once in an epoch; pools
+keep batches from being all of one length.
 Shapes: b rows of a batch, n rows of a split.
 """
 
@@ -39,6 +41,7 @@ def epoch_batches(
     epoch: int,
     *,
     bucket: bool = True,
+    groups: int = 1,
     start: int = 0,
 ) -> Iterator[Int64[np.ndarray, " b"]]:
     """Row indices of each batch of one epoch, from batch number `start` on (the cursor of a resumed run).
@@ -47,13 +50,19 @@ def epoch_batches(
     """
     rows = store.split(split)
     n_sites = store.column("n_sites")[rows] if bucket else None
-    order, bounds = plan_epoch(rows.size, batch_size, seed, epoch, n_sites=n_sites)
+    order, bounds = plan_epoch(rows.size, batch_size, seed, epoch, n_sites=n_sites, groups=groups)
     for first, last in bounds[start:]:
         yield rows[order[first:last]]
 
 
 def plan_epoch(
-    n: int, batch_size: int, seed: int, epoch: int, *, n_sites: Integer[np.ndarray, " n"] | None = None
+    n: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    *,
+    n_sites: Integer[np.ndarray, " n"] | None = None,
+    groups: int = 1,
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "batches 2"]]:
     """The order of n rows in an epoch and the bounds [first, last) of its batches within that order."""
     if batch_size < 1:
@@ -65,6 +74,10 @@ def plan_epoch(
         for first in range(0, n, pool):
             part = order[first : first + pool]
             order[first : first + pool] = part[np.argsort(n_sites[part], kind="stable")]
+        if groups > 1:
+            size = -(-batch_size // groups)
+            runs = [order[first : first + size] for first in range(0, n, size)]
+            order = np.concatenate([runs[number] for number in random.permutation(len(runs))] or [order])
     first = np.arange(0, n, batch_size)
     bounds = np.stack([first, np.minimum(first + batch_size, n)], axis=1)
     return order, bounds[random.permutation(len(bounds))]

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crystalforge.common.errors import missing_extra
+from crystalforge.common.errors import InputError, missing_extra
 from crystalforge.model.network import CrystalFormer
 from crystalforge.training.config import OptimizerConfig
 from crystalforge.training.engine import WeightAverage, make_optimizer
@@ -58,6 +58,12 @@ class DeepSpeedEngine:
     def __init__(
         self, model: CrystalFormer, config: OptimizerConfig, ranks: Ranks = ALONE, *, zero_stage: int = 1
     ) -> None:
+        if config.kind != "adamw":
+            raise InputError(
+                f"DeepSpeed's engine makes AdamW's steps, not those of {config.kind!r}",
+                source="optimizer.kind",
+                remedy="set optimizer.kind to adamw, or engine.name to torch",
+            )
         deepspeed = _prepared(ranks)
         self._model, self.config, self.ranks, self.stage = model, config, ranks, zero_stage
         self.steps = 0

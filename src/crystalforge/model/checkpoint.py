@@ -21,6 +21,7 @@ from torch import Tensor
 
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import atomic_directory, recover_directory, write_json
+from crystalforge.model.build import build_model
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import CrystalFormer
 
@@ -82,7 +83,7 @@ def load_model(
             source=directory / WEIGHTS_FILE,
             remedy=_REMEDY,
         )
-    model = CrystalFormer(config)
+    model = build_model(config)
     wrong = _differences(model.state_dict(), state)
     if wrong:
         raise InputError(

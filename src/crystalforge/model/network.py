@@ -29,6 +29,8 @@ from crystalforge.model.tables import tables
 
 SPACE_GROUPS = 230
 TOKENS_PER_SITE = 5
+LARGEST_LOG_KAPPA = 12.0  # a width of 0.0004 of the cell: sharper peaks are of single crystals
+RMS_EPSILON = 1e-6
 SCALE_FLOOR = 1e-3  # smallest width of a lattice Gaussian
 LATTICE_SIZE = 6
 
@@ -94,6 +96,19 @@ def rotary_angles(
     return angle.cos(), angle.sin()
 
 
+def make_norm(config: ModelConfig) -> nn.LayerNorm | nn.RMSNorm:
+    """The configuration's normalisation over the width."""
+    return nn.RMSNorm(config.width, eps=RMS_EPSILON) if config.norm == "rms" else nn.LayerNorm(config.width)
+
+
+def activated(x: Float[Tensor, "*batch N"], gated: bool) -> Float[Tensor, "*batch M"]:
+    """An MLP's hidden channels: tanh-GELU, or SiLU of the first half times the second (arXiv 2002.05202)."""
+    if not gated:
+        return F.gelu(x, approximate="tanh")
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
 class Block(nn.Module):
     """One pre-norm transformer block: causal attention, then an MLP with tanh-GELU."""
 
@@ -102,12 +117,14 @@ class Block(nn.Module):
         self.heads, self.head_size = config.heads, config.head_size
         self.dropout, self.attention_dropout = config.dropout, config.attention_dropout
         inner = config.heads * config.head_size
-        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention_norm = make_norm(config)
         self.qkv = nn.Linear(config.width, 3 * inner)  # columns: query | key | value, each head-major
         self.out = nn.Linear(inner, config.width)
-        self.mlp_norm = nn.LayerNorm(config.width)
-        self.up = nn.Linear(config.width, config.widening * config.width)
-        self.down = nn.Linear(config.widening * config.width, config.width)
+        self.mlp_norm = make_norm(config)
+        self.gated = config.gated
+        self.up = nn.Linear(config.width, (2 if config.gated else 1) * config.hidden)  # rows: gate | value
+        self.down = nn.Linear(config.hidden, config.width)
+        self.matrix_parts = {"qkv.weight": 3, "out.weight": 1, "up.weight": 1 + config.gated, "down.weight": 1}
 
     def forward(
         self, x: Float[Tensor, "B T D"], cos: Float[Tensor, "T half"], sin: Float[Tensor, "T half"]
@@ -163,8 +180,22 @@ class Block(nn.Module):
 
     def _feed_forward(self, x: Float[Tensor, "B T D"], attended: Float[Tensor, "B T inner"]) -> Float[Tensor, "B T D"]:
         x = x + dropout(self.out(attended), self.dropout, self.training)
-        hidden = F.gelu(self.up(self.mlp_norm(x)), approximate="tanh")
+        hidden = activated(self.up(self.mlp_norm(x)), self.gated)
         return x + dropout(self.down(hidden), self.dropout, self.training)
+
+
+def coord_mixture(raw: Float[Tensor, "*batch K3"], config: ModelConfig) -> CoordMixture:
+    """The mixture that a head's output stands for.
+
+    Anchored: component k starts at 2πk/K, as wide as the distance to its neighbour, so that no two start alike; and
+    as an exponential a concentration of thousands is as near as one of ten.
+    """
+    logits, loc, kappa = raw.chunk(3, dim=-1)
+    if config.coord_head == "published":
+        return CoordMixture(logits, loc, F.softplus(kappa))
+    k = config.coord_components
+    anchor = torch.arange(k, device=raw.device, dtype=raw.dtype) * (2 * math.pi / k)
+    return CoordMixture(logits, anchor + loc, torch.exp((kappa + 2 * math.log(k / 6)).clamp(max=LARGEST_LOG_KAPPA)))
 
 
 class CrystalFormer(nn.Module):
@@ -181,6 +212,16 @@ class CrystalFormer(nn.Module):
     def __init__(self, config: ModelConfig, *, rotary_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config = config
+        self.build(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = make_norm(config)
+        cos, sin = rotary_angles(self.positions_of_longest, config.head_size, rotary_dtype)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.reset_parameters()
+
+    def build(self, config: ModelConfig) -> None:
+        """The modules beside the blocks."""
         e, width = config.embedding, config.width
         self.spacegroup_embedding = nn.Embedding(SPACE_GROUPS, e)
         self.wyckoff_embedding = nn.Embedding(config.wyckoff_types, e)
@@ -197,13 +238,12 @@ class CrystalFormer(nn.Module):
         self.wyckoff_in = nn.Linear(2 * e + 1, width)
         self.element_in = nn.Linear(2 * e, width)
         self.coord_in = nn.ModuleList(nn.Linear(e + 2 * config.coord_frequencies, width) for _ in range(3))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.output_size)
-        cos, sin = rotary_angles(TOKENS_PER_SITE * config.max_sites, config.head_size, rotary_dtype)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
-        self.reset_parameters()
+
+    @property
+    def positions_of_longest(self) -> int:
+        """Positions of the longest crystal."""
+        return TOKENS_PER_SITE * self.config.max_sites
 
     def reset_parameters(self) -> None:
         """Weights and embeddings ~ N(0, 0.01) cut at two standard deviations, biases 0, norms 1 and 0."""
@@ -212,8 +252,19 @@ class CrystalFormer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.01, a=-0.02, b=0.02)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
-            if isinstance(module, nn.LayerNorm):
+            if isinstance(module, nn.LayerNorm | nn.RMSNorm):
                 module.reset_parameters()
+
+    def matrices(self) -> dict[str, int]:
+        """Weights that map hidden states to hidden states, by name, and of how many matrices each consists.
+
+        They lie below one another in one parameter. Embeddings and the outputs' maps are not among them.
+        """
+        return {
+            f"{place}.{name}": parts
+            for place, module in self.named_modules()
+            for name, parts in getattr(module, "matrix_parts", {}).items()
+        }
 
     def forward(self, batch: TokenBatch) -> Heads:
         """Heads of every slot given the tokens before it (teacher forcing)."""
@@ -300,8 +351,7 @@ class CrystalFormer(nn.Module):
 
     def read_coord_token(self, hidden: Float[Tensor, "*b D"]) -> CoordMixture:
         """The next coordinate's mixture from an A, X or Y token's hidden state (after the final norm)."""
-        logits, loc, kappa = self._head(hidden, 3 * self.config.coord_components).chunk(3, dim=-1)
-        return CoordMixture(logits, loc, F.softplus(kappa))
+        return coord_mixture(self._head(hidden, 3 * self.config.coord_components), self.config)
 
     def read_z_token(self, hidden: Float[Tensor, "*b D"]) -> Float[Tensor, "*b W"]:
         """Logits of the next letter from a Z token's hidden state (after the final norm)."""

@@ -37,13 +37,15 @@ def find_base(path: Path) -> Path:
 
 
 def find_model(path: Path) -> Path:
-    """The directory of weights that `path` means: one as `pretrain` leaves it, or the name of a shipped model.
+    """The directory of weights that `path` means: one as `pretrain` leaves it, the stage's around it, or the name of a
+    shipped model.
 
     Raises InputError when it is neither, naming the shipped ones.
     """
-    if (path / CONFIG).is_file() or str(path) not in shipped():
-        return _there(path)
-    return shipped()[str(path)] / "model"
+    if str(path) in shipped() and not (path / CONFIG).is_file():
+        return shipped()[str(path)] / "model"
+    inner = path / "model"
+    return inner if (inner / CONFIG).is_file() else _there(path)
 
 
 def spacegroup_weights(model: Path, data: Path) -> Float64[np.ndarray, " 230"]:

@@ -22,10 +22,11 @@ def pretrain(config: Config, data: Path, out: Path) -> dict[str, Any]:
             from crystalforge.data.store import TokenStore
             from crystalforge.model.checkpoint import load_model, weights_hash
             from crystalforge.stages.engines import engine_maker
+            from crystalforge.stages.models import find_model
             from crystalforge.training.pretrain import pretrain as run
             from crystalforge.training.ranks import open_ranks
 
-            engine = config.pretrain.engine
+            engine, start = config.pretrain.engine, config.pretrain.start
             with open_ranks(engine.device) as ranks:
                 result = run(
                     config.model,
@@ -36,6 +37,7 @@ def pretrain(config: Config, data: Path, out: Path) -> dict[str, Any]:
                     on_metrics=stage.on_metrics,
                     ranks=ranks,
                     make_engine=engine_maker(engine),
+                    start=None if start is None else find_model(Path(start)),
                 )
                 content = ranks.by_first(lambda: weights_hash(load_model(result.model_dir).model))
             if stage.records:

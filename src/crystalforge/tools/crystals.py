@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,11 @@ if TYPE_CHECKING:
 
     from crystalforge.crystal import Crystal, Tokens
     from crystalforge.crystal.convert import Tokenized
-    from crystalforge.data.sources import Record
     from crystalforge.model.sampling.config import SamplingConfig
     from crystalforge.model.sampling.sampler import Precision
     from crystalforge.model.sampling.samples import Samples
 
 PART = 1000  # crystals of one file: what an interrupted sampling loses at most
-LIKELIHOOD_BATCH = 256
 REQUEST = "request.json"
 
 
@@ -46,7 +44,7 @@ def tokenize(sources: Sequence[Path], out: Path, *, processes: int | None = None
     return {"crystals": len(done.tokens), "rejected": len(ids) - len(done.tokens)}
 
 
-def score(model: Path, sources: Sequence[Path], out: Path, *, processes: int | None = None) -> dict[str, Any]:
+def score(model: str | Path, sources: Sequence[Path], out: Path, *, processes: int | None = None) -> dict[str, Any]:
     """log p(crystal | space group) of every crystal under `model`, whole and by factor, most surprising first.
 
     Columns of the parquet file `out`: id, formula-free token columns, log_prob and log_prob_<factor> in nats,
@@ -54,26 +52,14 @@ def score(model: Path, sources: Sequence[Path], out: Path, *, processes: int | N
     loaded.
     """
     import pyarrow.parquet as pq
-    import torch
 
-    from crystalforge.model.batch import TokenBatch
-    from crystalforge.model.checkpoint import load_model
-    from crystalforge.model.likelihood import log_prob
-    from crystalforge.model.sampling.samples import FACTORS
-    from crystalforge.stages.models import find_model
+    from crystalforge.api.generator import load
 
-    network = load_model(find_model(model)).model
+    generator = load(model)
     ids, done = _tokens_of(sources, out.with_suffix(".rejects.jsonl"), processes)
-    tokens = done.tokens.with_slots(network.config.max_sites)
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in FACTORS}
-    with Progress("score", len(tokens), unit="crystals") as progress, torch.inference_mode():
-        for first in range(0, len(tokens), LIKELIHOOD_BATCH):
-            batch = TokenBatch.from_tokens(tokens[first : first + LIKELIHOOD_BATCH])
-            found = log_prob(network, batch.truncated())
-            for name in FACTORS:
-                parts[name].append(getattr(found, name).double().numpy())
-            progress.update(len(batch))
-    factors = {name: np.concatenate(values) for name, values in parts.items()}
+    tokens = done.tokens.with_slots(generator.model.config.max_sites)
+    with Progress("score", len(tokens), unit="crystals") as progress:
+        factors = generator.factors(tokens, progress=progress)
     total = np.sum(list(factors.values()), axis=0)
     table = _token_table([ids[row] for row in done.index], tokens)
     for name, values in {
@@ -88,7 +74,7 @@ def score(model: Path, sources: Sequence[Path], out: Path, *, processes: int | N
 
 
 def sample(
-    model: Path,
+    model: str | Path,
     out: Path,
     n: int,
     *,
@@ -109,21 +95,17 @@ def sample(
     """
     import pyarrow.parquet as pq
 
+    from crystalforge.api.generator import load
     from crystalforge.crystal.convert import to_crystals
     from crystalforge.evaluation.metrics.statistics import share
-    from crystalforge.model.checkpoint import load_model, weights_hash
     from crystalforge.model.sampling.config import SamplingConfig
-    from crystalforge.model.sampling.sampler import draw_spacegroups
-    from crystalforge.model.sampling.sampler import sample as draw
-    from crystalforge.stages.models import find_model
 
     law = law or SamplingConfig()
-    model = find_model(model)
-    loaded = load_model(model)
+    generator = load(model)
     if spacegroups is None and weights is None:
-        weights = _training_weights(model, loaded.info)
+        weights = generator.spacegroup_weights
     request = {
-        "model": weights_hash(loaded.model),
+        "model": generator.hash,
         "seed": seed,
         "spacegroups": None if spacegroups is None else [int(g) for g in spacegroups],
         "weights": None if weights is None else sha256_json(weights.tolist()),
@@ -146,18 +128,8 @@ def sample(
                 draws.append(_draws(known))
                 progress.update(count, note="found")
                 continue
-            if spacegroups is not None:
-                groups = np.resize(np.asarray(spacegroups, dtype=np.int64), n)[first : first + count]
-            else:
-                assert weights is not None
-                groups = draw_spacegroups(weights, count, seed=seed, first_index=first)
-            samples = draw(
-                loaded.model,
-                groups,
-                seed=seed,
-                first_index=first,
-                precision=precision,
-                **law.options(),
+            samples = generator.draw(
+                first, count, seed=seed, spacegroups=spacegroups, weights=weights, law=law, precision=precision
             )
             draws.append(samples.draws.astype(np.int64))
             crystals = to_crystals(samples.tokens)
@@ -199,7 +171,9 @@ def _tokens_of(sources: Sequence[Path], rejects: Path, processes: int | None) ->
     unusable: dict[int, Unusable] = {}
 
     def crystals() -> Iterator[Crystal | None]:
-        for record in _records(sources):
+        from crystalforge.data.sources.paths import records
+
+        for record in records(sources):
             place = len(ids)
             ids.append(record.id)
             origins.append((record.file, record.number))
@@ -230,24 +204,6 @@ def _tokens_of(sources: Sequence[Path], rejects: Path, processes: int | None) ->
             remedy=f"see {rejects}" if ids else "give crystal files, a directory of them, or a parquet file",
         )
     return ids, done
-
-
-def _records(sources: Sequence[Path]) -> Iterator[Record]:
-    """Every crystal of the sources; names tell apart what comes from different ones."""
-    from crystalforge.crystal.reading.text import printable
-    from crystalforge.data.sources.files import ANY_PATTERN, StructureFiles, names_of, read_file
-    from crystalforge.data.sources.tables import ParquetRecords
-
-    several = sum(path.is_dir() or path.suffix.lower() == ".parquet" for path in sources) > 1
-    for path, name in zip(sources, names_of(sources), strict=True):
-        if path.is_file() and path.suffix.lower() != ".parquet":
-            yield from read_file(path, printable(path), name)
-        elif path.exists():
-            found = StructureFiles(path, ANY_PATTERN) if path.is_dir() else ParquetRecords(path, splits=False)
-            for record in found.records():
-                yield replace(record, id=f"{name}/{record.id}") if several else record
-        else:
-            raise InputError("there is no such file or directory", source=printable(path), remedy="correct the path")
 
 
 def _token_table(ids: Sequence[str], tokens: Tokens) -> pa.Table:
@@ -320,16 +276,6 @@ def _write_cifs(directory: Path, drawn: Iterable[tuple[int, int, Crystal | None]
             if not path.exists():
                 with atomic_file(path) as temporary:
                     temporary.write_text(str(CifWriter(crystal.to_structure(), symprec=0.01)))
-
-
-def _training_weights(model: Path, info: dict[str, Any]) -> np.ndarray:
-    weights = info.get("spacegroup_weights")
-    if weights is None:
-        raise InputError(
-            "the model does not say how often each space group occurred in its training set", source=model,
-            remedy="give --spacegroup, or --data with the output of ingest",
-        )  # fmt: skip
-    return np.asarray(weights, dtype=np.float64)
 
 
 def _refuse_other(out: Path, request: dict[str, Any]) -> None:

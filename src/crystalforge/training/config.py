@@ -34,6 +34,9 @@ class OptimizerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    kind: Literal["adamw", "muon"] = Field(
+        default="adamw", description="muon: the blocks' matrices by Muon, the rest by AdamW (not in the paper)"
+    )
     learning_rate: float = Field(default=1e-4, gt=0, description="peak learning rate")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="decay of Adam's two moments")
     epsilon: float = Field(default=1e-8, gt=0, description="Adam's epsilon")
@@ -48,6 +51,11 @@ class OptimizerConfig(BaseModel):
         ge=1,
         description="step at which a cosine brings the rate to a tenth of its peak (not in the paper)",
     )
+    linear_steps: int | None = Field(
+        default=None, ge=1, description="step at which the rate has fallen to 0 along a line (not in the paper)"
+    )
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="of Muon")
+    newton_steps: int = Field(default=5, ge=1, le=5, description="of Muon: how nearly its updates are orthogonal")
     precision: Precision = Field(
         default="float32", description="of matrix products in training; weights, heads and densities stay float32"
     )
@@ -63,6 +71,8 @@ class OptimizerConfig(BaseModel):
         if self.cosine_steps is not None:
             progress = min(1.0, step / self.cosine_steps)
             rate *= 0.1 + 0.45 * (1.0 + math.cos(math.pi * progress))
+        if self.linear_steps is not None:
+            rate *= max(0.0, 1.0 - step / self.linear_steps)
         return rate
 
 
@@ -93,7 +103,16 @@ class PretrainConfig(BaseModel):
         ge=1,
         description="at least so many forward and backward passes per optimiser step and process; bounds memory too",
     )
+    start: str | None = Field(
+        default=None, description="model to start from: a directory of weights, or a shipped model's name"
+    )
+    redescribe: bool = Field(
+        default=False, description="each time a crystal comes, draw its sites' points anew among equivalent ones"
+    )
     bucket: bool = Field(default=True, description="put crystals of similar length into one batch")
+    bucket_groups: int = Field(
+        default=1, ge=1, description="of how many groups of similar length a batch is made; wants as many passes"
+    )
     optimizer: OptimizerConfig = Field(
         default_factory=lambda: OptimizerConfig.model_validate({}), description="how steps are made"
     )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from crystalforge.model.network import CrystalFormer
 from crystalforge.training.config import OptimizerConfig
+from crystalforge.training.muon import Muon
 from crystalforge.training.ranks import ALONE, Ranks
 
 
@@ -88,16 +89,33 @@ class Engine(Protocol):
 MakeEngine = Callable[[CrystalFormer, OptimizerConfig, Ranks], Engine]
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Adam(W) in one pass over memory; without decay AdamW is Adam. Two groups: matrices, which decay, and others."""
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True)
+def make_optimizer(model: CrystalFormer, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Adam(W) in one pass over memory; without decay AdamW is Adam. Two groups: matrices, which decay, and others.
+
+    With Muon, the matrices that it moves come first, in groups by the number of matrices in a parameter.
+    """
+    by_parts: dict[int, list[nn.Parameter]] = {}
+    if config.kind == "muon":
+        for name, parts in model.matrices().items():
+            by_parts.setdefault(parts, []).append(model.get_parameter(name))
+    moved = {id(p) for group in by_parts.values() for p in group}
+    rest = [p for p in model.parameters() if id(p) not in moved]
+    groups: list[dict[str, Any]] = [
+        {"params": group, "weight_decay": config.weight_decay, "parts": parts}
+        for parts, group in sorted(by_parts.items())
+    ]
+    groups += [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    adam: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.epsilon, "fused": True}
+    if config.kind == "muon":
+        return Muon(groups, momentum=config.momentum, steps=config.newton_steps, **adam)
+    return torch.optim.AdamW(groups, **adam)
 
 
 def optimizer_order(model: nn.Module) -> list[int]:
-    """Number within `model.parameters()` of each parameter as the optimiser, and so an engine's state, numbers them."""
+    """Number within `model.parameters()` of each parameter as Adam(W), and so an engine's state, numbers them."""
     shapes = [p.ndim for p in model.parameters()]
     return sorted(range(len(shapes)), key=lambda number: shapes[number] < 2)
 

@@ -32,10 +32,10 @@ from crystalforge.common.files import sha256_json
 from crystalforge.common.progress import Progress
 from crystalforge.data.batches import batches_per_epoch, epoch_batches
 from crystalforge.data.store import TokenStore
-from crystalforge.model.checkpoint import save_model
+from crystalforge.model.build import build_model
+from crystalforge.model.checkpoint import load_model, save_model
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.likelihood import impossible
-from crystalforge.model.network import CrystalFormer
 from crystalforge.training.config import PretrainConfig
 from crystalforge.training.engine import Engine, MakeEngine, TorchEngine
 from crystalforge.training.ranks import ALONE, Ranks
@@ -79,9 +79,11 @@ def pretrain(
     on_metrics: OnMetrics | None = None,
     ranks: Ranks = ALONE,
     make_engine: MakeEngine = TorchEngine,
+    start: Path | None = None,
 ) -> PretrainResult:
     """Train a model on the store's training split; leaves `out/model`, `out/metrics.jsonl`, `out/snapshots`.
 
+    `start`: directory of weights to begin with, those that `config.start` names; none: fresh ones.
     Called again with the same `out` it continues where it stopped; with more epochs or steps it goes on from there.
     `on_metrics(step, metrics)` sees what goes to metrics.jsonl. Every one of `ranks` must call; each gets the result,
     the first one writes it.
@@ -90,7 +92,12 @@ def pretrain(
     """
     _check_data(store, model_config, config)
     torch.manual_seed(derived_seed(seed, -1))
-    engine = make_engine(CrystalFormer(model_config).to(ranks.device), config.optimizer, ranks)
+    model = build_model(model_config)
+    if start is not None:
+        free = {name: load_model(start).model.config.model_dump()[name] for name in ("dropout", "attention_dropout")}
+        expected = model_config.model_copy(update=free)  # how much is dropped is training's business
+        model.load_state_dict(load_model(start, expected=expected).model.state_dict())
+    engine = make_engine(model.to(ranks.device), config.optimizer, ranks)
     run = Run(
         config,
         store,
@@ -103,7 +110,7 @@ def pretrain(
     metrics = run.loop()
     model_dir = out / "model"
     if ranks.leads:
-        model = CrystalFormer(model_config)
+        model = build_model(model_config)
         model.load_state_dict(engine.averaged_state())
         info = {
             "stage": "pretrain",
@@ -207,6 +214,7 @@ class Run:
             self.seed,
             self.cursor.epoch,
             bucket=self.config.bucket,
+            groups=self.config.bucket_groups,
             start=self.cursor.batch,
         )
 

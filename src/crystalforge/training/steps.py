@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from crystalforge.crystal.descriptions import redescribed
 from crystalforge.data.store import TokenStore
 from crystalforge.model.batch import TokenBatch
 from crystalforge.model.distributions import Law
@@ -42,12 +43,13 @@ def train_step(
         cut(store, rows[rank :: ranks.world_size], config.piece_tokens, config.accumulation)
         for rank in range(ranks.world_size)
     ]
+    random = np.random.default_rng(derived_seed(seed, engine.steps, ranks.rank)) if config.redescribe else None
     sums = torch.zeros(len(FACTORS), dtype=torch.float64)
     # Every rank makes as many passes as the one with most pieces, see `Engine`: a crystal without weight fills up.
     for part, *_ in zip_longest(shares[ranks.rank], *shares):
         own = part is not None
         with engine.autocast():
-            batch = piece(store, part if own else rows[:1]).to(_device(engine.model))
+            batch = piece(store, part if own else rows[:1], random).to(_device(engine.model))
             scores = log_prob(engine.model, batch, law=config.law)
         loss = -scores.total.sum() / len(rows)
         engine.backward(loss if own else 0.0 * loss)
@@ -61,9 +63,11 @@ def cut(
 ) -> list[Int64[np.ndarray, " _"]]:
     """`rows` in pieces of at most `piece_tokens` tokens (pads included) and a share of 1/`accumulation` of the rows.
 
-    A piece holds one crystal at least.
+    A piece holds one crystal at least. Crystals of similar length go together, since a piece is as long as its longest.
     """
-    slots = int(np.max(store.column("n_sites")[rows], initial=0)) + 1
+    sites = store.column("n_sites")[rows]
+    rows = rows[np.argsort(sites, kind="stable")]
+    slots = int(np.max(sites, initial=0)) + 1
     size = max(1, min(piece_tokens // (TOKENS_PER_SITE * slots), -(-len(rows) // accumulation)))
     return [rows[first : first + size] for first in range(0, len(rows), size)]
 
@@ -73,9 +77,10 @@ def pieces(store: TokenStore, rows: Int64[np.ndarray, " b"], piece_tokens: int) 
     return (piece(store, part) for part in cut(store, rows, piece_tokens))
 
 
-def piece(store: TokenStore, rows: Int64[np.ndarray, " b"]) -> TokenBatch:
-    """Rows of the store as one batch, cut to the longest crystal."""
-    return TokenBatch.from_tokens(store.tokens(rows, slots=int(store.column("n_sites")[rows].max()) + 1))
+def piece(store: TokenStore, rows: Int64[np.ndarray, " b"], random: np.random.Generator | None = None) -> TokenBatch:
+    """Rows of the store as one batch, cut to the longest crystal; with `random` in other words (`redescribed`)."""
+    tokens = store.tokens(rows, slots=int(store.column("n_sites")[rows].max()) + 1)
+    return TokenBatch.from_tokens(tokens if random is None else redescribed(tokens, random))
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,3 +39,13 @@ def test_a_plain_folder_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_addresses_and_ports_that_there_are_not(options: dict, said: str) -> None:
     with pytest.raises(InputError, match=said):
         TritonServer(size_reward(), **options)
+
+
+@pytest.mark.parametrize("command", ["serving", "serving.launcher"])
+def test_the_command_says_so_by_either_name(command: str, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("reward: {kind: property, source: {kind: descriptor, quantity: density}}")
+    words = ["--config", str(tmp_path / "p.yaml"), "--address", "::1", "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-m", command, *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "is no IPv4 address" in done.stderr
+    assert "Traceback" not in done.stderr

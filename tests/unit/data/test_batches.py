@@ -12,11 +12,11 @@ from crystalforge.data.batches import batches_per_epoch, epoch_batches, plan_epo
 
 @given(
     rows=st.integers(0, 300), size=st.integers(1, 40), seed=st.integers(0, 5), epoch=st.integers(0, 5),
-    bucket=st.booleans(),
+    bucket=st.booleans(), groups=st.integers(1, 5),
 )  # fmt: skip
-def test_each_row_comes_once(rows, size, seed, epoch, bucket):
+def test_each_row_comes_once(rows, size, seed, epoch, bucket, groups):
     lengths = np.random.default_rng(rows).integers(1, 21, rows) if bucket else None
-    order, bounds = plan_epoch(rows, size, seed, epoch, n_sites=lengths)
+    order, bounds = plan_epoch(rows, size, seed, epoch, n_sites=lengths, groups=groups)
     assert len(bounds) == batches_per_epoch(rows, size)
     batches = [order[first:last] for first, last in bounds]
     assert sorted(row for batch in batches for row in batch) == list(range(rows))
@@ -54,6 +54,20 @@ def test_buckets_waste_less_on_padding(store):
 
     needed = int(np.asarray(lengths)[store.split("all")].sum())
     assert computed(True) < 1.15 * needed < 1.6 * needed < computed(False)
+
+
+def test_groups_of_a_batch_are_of_different_lengths_and_each_of_one():
+    """The mean length of a batch varies less, and rows sorted by length still fall into runs without waste."""
+    lengths = np.random.default_rng(0).geometric(0.2, 4000).clip(max=20)
+
+    def batches(groups):
+        order, bounds = plan_epoch(4000, 40, 0, 0, n_sites=lengths, groups=groups)
+        return [np.sort(lengths[order[first:last]]) for first, last in bounds]
+
+    spread = {groups: np.std([batch.mean() for batch in batches(groups)]) for groups in (1, 4)}
+    assert spread[4] < 0.7 * spread[1]
+    parts = [part for batch in batches(4) for part in batch.reshape(4, 10)]
+    assert sum(part.max() * len(part) for part in parts) < 1.25 * lengths.sum()
 
 
 def test_a_batch_needs_a_row():

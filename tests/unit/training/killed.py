@@ -16,10 +16,13 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     store, out, seed, steps = sys.argv[1:]
     pretrain(
-        ModelConfig(layers=1, heads=2, head_size=4, width=8, embedding=4, first_wyckoff_hidden=8),
+        ModelConfig(
+            layout="sites", layers=1, heads=2, head_size=4, width=8, embedding=4, norm="rms", gated=True, dropout=0.1
+        ),
         PretrainConfig(
             epochs=None, steps=int(steps), batch_size=8, checkpoint_every=7, validate_every=11,
-            optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.9),
+            bucket_groups=2, accumulation=2, redescribe=True,
+            optimizer=OptimizerConfig(kind="muon", learning_rate=1e-2, ema_decay=0.9),
         ),
         TokenStore.open(store), Path(out), seed=int(seed),
     )  # fmt: skip

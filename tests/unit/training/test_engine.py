@@ -128,3 +128,8 @@ def test_a_snapshot_continues_the_run_exactly(tmp_path: Path, ema: float) -> Non
     assert torch.equal(weights(first), weights(second))
     for name, value in first.averaged_state().items():
         assert torch.equal(value, second.averaged_state()[name])
+
+
+def test_the_rate_falls_along_a_line_to_nothing() -> None:
+    config = OptimizerConfig(learning_rate=1.0, linear_steps=10)
+    assert [config.rate(step) for step in (0, 5, 10, 11)] == [1.0, 0.5, 0.0, 0.0]

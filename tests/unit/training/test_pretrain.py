@@ -30,6 +30,9 @@ from crystalforge.training.ranks import Ranks
 from crystalforge.training.steps import evaluate, pieces, train_step
 
 SMALL = ModelConfig(layers=1, heads=2, head_size=4, width=8, embedding=4, first_wyckoff_hidden=8)
+SITES = ModelConfig(
+    layout="sites", layers=1, heads=2, head_size=4, width=8, embedding=4, norm="rms", gated=True, coord_head="anchored"
+)
 MakeStore = Callable[..., TokenStore]
 ROUNDING = 2e-4  # nats: float32 sums over up to 100 tokens in another order
 
@@ -125,6 +128,29 @@ def test_a_run_killed_again_and_again_ends_the_same(make_store: MakeStore, tmp_p
         # A window of means that a kill cut short restarts at the snapshot; validations must agree exactly.
         if "val/nll" in theirs:
             assert ours == theirs
+
+
+def test_a_run_may_begin_with_a_models_weights(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store(40, 8)
+    first = pretrain(SMALL, config(), store, tmp_path / "first", seed=1)
+    idle = pretrain(SMALL, config(steps=0), store, tmp_path / "idle", seed=2, start=first.model_dir)
+    assert final(idle.model_dir) == final(first.model_dir)
+    second = pretrain(SMALL, config(steps=30), store, tmp_path / "second", seed=2, start=first.model_dir)
+    assert second.metrics["val/nll"] < first.metrics["val/nll"]
+    wide = SMALL.model_copy(update={"width": 16})
+    with pytest.raises(InputError, match="width is 8, asked for 16"):
+        pretrain(wide, config(), store, tmp_path / "wide", seed=2, start=first.model_dir)
+
+
+def test_other_descriptions_are_drawn_anew_each_time_and_the_same_when_repeated(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    store = make_store(40, 8)
+    hashes = [
+        final(pretrain(SMALL, config(redescribe=value), store, tmp_path / str(n), seed=1).model_dir)
+        for n, value in enumerate((True, True, False))
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_a_damaged_snapshot_costs_time_not_the_run(make_store: MakeStore, tmp_path: Path) -> None:
@@ -253,15 +279,17 @@ def test_pieces_cover_the_batch_within_their_limit(make_store: MakeStore) -> Non
     parts = list(pieces(store, rows, 200))
     assert sum(len(part) for part in parts) == 24
     assert all(part.slots * 5 * len(part) <= 200 or len(part) == 1 for part in parts)
-    assert torch.cat([part.spacegroup for part in parts]).tolist() == store.tokens(rows).spacegroup.tolist()
+    drawn = np.concatenate([part.element.sum(dim=1).numpy() for part in parts])  # in another order: by length
+    assert sorted(drawn.tolist()) == sorted(store.tokens(rows).element.sum(axis=1).tolist())
 
 
-def test_bfloat16_learns_as_float32_does(make_store: MakeStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [SMALL, SITES], ids=["tokens", "sites"])
+def test_bfloat16_learns_as_float32_does(model: ModelConfig, make_store: MakeStore, tmp_path: Path) -> None:
     store = make_store(60, 12)
     losses = {}
     for precision in ("float32", "bfloat16"):
         optimizer = OptimizerConfig.model_validate({"learning_rate": 1e-2, "precision": precision})
-        result = pretrain(SMALL, config(steps=40, optimizer=optimizer), store, tmp_path / precision, seed=1)
+        result = pretrain(model, config(steps=40, optimizer=optimizer), store, tmp_path / precision, seed=1)
         losses[precision] = result.metrics["val/nll"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
     assert losses["bfloat16"] != losses["float32"]

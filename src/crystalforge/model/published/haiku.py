@@ -58,6 +58,7 @@ def from_haiku(parameters: Flat, config: ModelConfig) -> dict[str, Tensor]:
 
     Raises InputError when a parameter is missing, superfluous or of another shape.
     """
+    _check_published(config)
     left = dict(parameters)
 
     def take(name: str) -> Tensor:
@@ -99,7 +100,8 @@ def from_haiku(parameters: Flat, config: ModelConfig) -> dict[str, Tensor]:
 
 
 def to_haiku(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, np.ndarray]:
-    """The inverse of `from_haiku`; also right for gradients."""
+    """The inverse of `from_haiku`; also right for gradients. InputError for an architecture that is not published."""
+    _check_published(config)
     flat: dict[str, np.ndarray] = {}
 
     def put(name: str, value: Tensor) -> None:
@@ -120,6 +122,18 @@ def to_haiku(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, np.n
             put(f"{attention}/{part}/w", weight.T)
             put(f"{attention}/{part}/b", bias)
     return flat
+
+
+def _check_published(config: ModelConfig) -> None:
+    """The published program knows no other layout, norm, MLP or coordinate head."""
+    published = ModelConfig.model_validate({})
+    names = ("layout", "norm", "gated", "coord_head")
+    other = [f"{name} {getattr(config, name)}" for name in names if getattr(config, name) != getattr(published, name)]
+    if other:
+        raise InputError(
+            f"the published architecture has no such parameters: {', '.join(other)}",
+            remedy="only models with the default layout, norm, MLP and coordinate head can be exchanged",
+        )
 
 
 def infer_config(parameters: Flat, *, base: ModelConfig | None = None) -> ModelConfig:

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from crystalforge.common.errors import InputError
-from crystalforge.model.network import Block, CrystalFormer
+from crystalforge.model.network import RMS_EPSILON, Block, CrystalFormer, activated
 
 PAGE = 10  # positions: two sites
 PRECISIONS = {
@@ -41,13 +41,14 @@ PRECISIONS = {
 class PackedBlock:
     """A block's weights in the order in which decoding reads them."""
 
-    attention_norm: tuple[Tensor, Tensor]
+    attention_norm: tuple[Tensor, Tensor | None]
     rotated: Complex[Tensor, "E R half"]  # query (scaled by 1/√d) and key maps; a pair of channels is one number
     mixed_out: Float[Tensor, "D M"]
     mixed_bias: Float[Tensor, " D"]
-    mlp_norm: tuple[Tensor, Tensor]
+    mlp_norm: tuple[Tensor, Tensor | None]
     up: tuple[Tensor, Tensor]
     down: tuple[Tensor, Tensor]
+    gated: bool
 
     @classmethod
     def pack(cls, block: Block, stream: torch.dtype, product: torch.dtype) -> PackedBlock:
@@ -59,17 +60,22 @@ class PackedBlock:
         out = block.out.weight.double().unflatten(1, (h, d))  # D H d
         value_weight, value_bias = value[:, :-1].unflatten(0, (h, d)), value[:, -1].unflatten(0, (h, d))
 
-        def pair(module: torch.nn.LayerNorm | torch.nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        def pair(module: torch.nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
             return module.weight.to(dtype), module.bias.to(dtype)
 
+        def norm(module: torch.nn.LayerNorm | torch.nn.RMSNorm) -> tuple[Tensor, Tensor | None]:
+            bias = None if isinstance(module, torch.nn.RMSNorm) else module.bias.to(stream)
+            return module.weight.to(stream), bias
+
         return cls(
-            attention_norm=pair(block.attention_norm, stream),
+            attention_norm=norm(block.attention_norm),
             rotated=torch.complex(pairs[:, 0].to(stream), pairs[:, 1].to(stream)).permute(2, 0, 1).contiguous(),
             mixed_out=torch.einsum("ohd,hdi->ohi", out, value_weight).flatten(1).to(product),
             mixed_bias=(torch.einsum("ohd,hd->o", out, value_bias) + block.out.bias.double()).to(product),
-            mlp_norm=pair(block.mlp_norm, stream),
+            mlp_norm=norm(block.mlp_norm),
             up=pair(block.up, product),
             down=pair(block.down, product),
+            gated=block.gated,
         )
 
     def query_key(
@@ -191,14 +197,21 @@ class Decoder:
     def step(self, x: Float[Tensor, "B D"], memory: list[Memory], position: int) -> Float[Tensor, "B D"]:
         """The final hidden state (after the last norm) of the token `x` at `position`."""
         rotation = torch.complex(self.network.cos[position], self.network.sin[position])
-        width = x.shape[1:]
         for block, past in zip(self.blocks, memory, strict=True):
-            entry = F.layer_norm(x, width, *block.attention_norm).to(self.product)
+            entry = _normalised(x, block.attention_norm).to(self.product)
             bias, weight = block.query_key(rotation, self.product)
             query, key = torch.addmm(bias, entry, weight).chunk(2, dim=1)
             past.append(position, key, entry, self.key_dtype)
             mixed = past.attend(position, query.to(self.key_dtype))
             x = x + F.linear(mixed, block.mixed_out, block.mixed_bias)
-            hidden = F.linear(F.layer_norm(x, width, *block.mlp_norm).to(self.product), *block.up)
-            x = x + F.linear(F.gelu(hidden, approximate="tanh"), *block.down)
+            hidden = F.linear(_normalised(x, block.mlp_norm).to(self.product), *block.up)
+            x = x + F.linear(activated(hidden, block.gated), *block.down)
         return self.network.norm(x)
+
+
+def _normalised(x: Float[Tensor, "B D"], weights: tuple[Tensor, Tensor | None]) -> Float[Tensor, "B D"]:
+    """Layer norm, or RMS norm where there is no bias."""
+    weight, bias = weights
+    if bias is None:
+        return F.rms_norm(x, x.shape[1:], weight, RMS_EPSILON)
+    return F.layer_norm(x, x.shape[1:], weight, bias)

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int64
 
 from crystalforge.common.progress import Progress
+from crystalforge.model.build import build_model
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import CrystalFormer
 from crystalforge.model.sampling.sampler import BATCH_SIZE, sample
@@ -106,7 +107,7 @@ class SamplerPool:
 def _start(config: ModelConfig, weights: dict[str, np.ndarray]) -> None:
     global _model
     torch.set_num_threads(1)
-    _model = CrystalFormer(config)
+    _model = build_model(config)
     _model.to(torch.from_numpy(weights["head.weight"]).dtype)
     tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
     _model.cos, _model.sin = tensors.pop("cos"), tensors.pop("sin")

@@ -56,6 +56,7 @@ from crystalforge.model.sampling.network import CloseRanks, Decoder
 from crystalforge.model.sampling.random import SPACEGROUP_EVENT, Streams
 from crystalforge.model.sampling.samples import FACTORS, Samples
 from crystalforge.model.sampling.valid import until_valid
+from crystalforge.model.sampling.writers import writer
 from crystalforge.model.tables import tables
 
 Precision = Literal["float32", "bfloat16", "float64"]
@@ -182,16 +183,14 @@ class _Wave:
         self.cell = torch.zeros_like(self.index) if sampler.masks is None else sampler.masks.start(self.index)
         self.log_prob = torch.zeros((n, len(FACTORS)), dtype=torch.float64, device=device)
         self.log_prob_drawn = torch.zeros_like(self.log_prob)
-        self.letter_logits = sampler.network.first_wyckoff_logits(self.spacegroup)
-        self.memory = sampler.decoder.start(n)
+        self.writer = writer(sampler.decoder, self.spacegroup)
 
     def close_ranks(self, move: CloseRanks) -> None:
         """Let go of the rows that `move` does not keep."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, move(value))
-        for block in self.memory:
-            block.close_ranks(move)
+        self.writer.close_ranks(move)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -210,7 +209,6 @@ class Sampler:
         precision: Precision,
     ) -> None:
         self.decoder = Decoder(model, precision)
-        self.network = self.decoder.network
         self.slots = model.config.max_sites
         self.streams, self.sharpen = streams, sharpen
         self.law: Law = law
@@ -232,10 +230,8 @@ class Sampler:
     @torch.inference_mode()
     def _grow(self, wave: _Wave, slot: int) -> Samples | None:
         """Draw the letter of `slot`; give the crystals that end there their lattice, the others a site."""
-        network, step, position = self.network, self.decoder.step, TOKENS_PER_SITE * slot
-        letter = self._draw_letter(wave, slot, wave.letter_logits)
-        hidden = step(network.embed_wyckoff(wave.spacegroup, letter), wave.memory, position)
-        element_logits, lattice = network.read_wyckoff_token(hidden)
+        letter = self._draw_letter(wave, slot, wave.writer.letter_logits)
+        element_logits, lattice = wave.writer.letter(slot, wave.spacegroup, letter)
         finished = None
         if bool((letter == 0).any()):
             finished = self._finish(wave, (letter == 0).nonzero().squeeze(1), lattice)
@@ -244,12 +240,11 @@ class Sampler:
             wave.close_ranks(move)
         if len(wave):
             element = self._draw_element(wave, slot, element_logits)
-            hidden = step(network.embed_element(wave.spacegroup, element), wave.memory, position + 1)
+            mixture = wave.writer.element(slot, wave.spacegroup, element)
             for axis in range(3):
-                x = self._draw_coord(wave, slot, axis, network.read_coord_token(hidden))
-                token = network.embed_coord(axis, wave.spacegroup, x.to(self.decoder.stream))
-                hidden = step(token, wave.memory, position + 2 + axis)
-            wave.letter_logits = network.read_z_token(hidden)
+                assert mixture is not None, "there is one for each axis"
+                self._draw_coord(wave, slot, axis, mixture)
+                mixture = wave.writer.coord(slot, axis, wave.spacegroup, wave.coords[:, slot])
         return finished
 
     # ---- one token ---------------------------------------------------------------------------------------------
@@ -299,7 +294,7 @@ class Sampler:
         wave.log_prob_drawn[:, kind] += drawn[row, choice]
         return choice
 
-    def _draw_coord(self, wave: _Wave, slot: int, axis: int, mixture: CoordMixture) -> Float64[Tensor, " B"]:
+    def _draw_coord(self, wave: _Wave, slot: int, axis: int, mixture: CoordMixture) -> None:
         """Coordinate `axis`: drawn where it is free, else what the site's symmetry makes it."""
         symmetry, letter = tables(wave.index.device), wave.wyckoff[:, slot]
         rows = symmetry.is_free[wave.spacegroup - 1, letter, axis].nonzero().squeeze(1)
@@ -316,7 +311,6 @@ class Sampler:
             rows = scored[wave.spacegroup - 1, letter, axis].nonzero().squeeze(1)
             density = coord_log_density(coord_rows(mixture, rows), x[rows])
         wave.log_prob[rows, 2] += density
-        return x
 
     def _finish(self, wave: _Wave, rows: Int64[Tensor, " m"], lattice: LatticeMixture) -> Samples:
         """The crystals of `rows`, which end here, with their lattice."""

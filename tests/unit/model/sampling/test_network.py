@@ -14,9 +14,10 @@ from crystalforge.model.sampling.network import PAGE, CloseRanks, Decoder
 ERROR = {"float64": 1e-11, "float32": 2e-5, "bfloat16": 0.25}  # of hidden states of size 1
 
 
+@pytest.mark.parametrize("layout", ["tokens", "sites"])
 @pytest.mark.parametrize("precision", ERROR)
-def test_decoding_is_the_backbone(precision: str, spread_model: Callable[..., CrystalFormer]) -> None:
-    model = spread_model().double()
+def test_decoding_is_the_backbone(precision: str, layout: str, spread_model: Callable[..., CrystalFormer]) -> None:
+    model = spread_model(layout=layout).double()
     decoder = Decoder(model, precision)
     tokens = torch.randn(5, 2 * PAGE + 3, model.config.width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

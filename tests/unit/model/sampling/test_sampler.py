@@ -50,16 +50,22 @@ def same(a: Samples, b: Samples) -> np.ndarray:
     return ((a.tokens.wyckoff == b.tokens.wyckoff) & (a.tokens.element == b.tokens.element)).all(axis=1)
 
 
+LAYOUTS = ("tokens", "sites")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mode", MODES)
-def test_log_prob_is_the_likelihoods_in_every_group(mode: str, spread_model: Callable[..., CrystalFormer]) -> None:
+def test_log_prob_is_the_likelihoods_in_every_group(
+    mode: str, layout: str, spread_model: Callable[..., CrystalFormer]
+) -> None:
     options = MODES[mode]
     law = options.get("law", "exact")
     for precision, dtype, error in (
         ("float64", torch.float64, FLOAT64_ERROR),
         ("float32", torch.float32, FLOAT32_ERROR),
     ):
-        samples = sample(spread_model(), ALL_GROUPS, seed=3, precision=precision, **options)
-        assert worst(samples, spread_model(), dtype, law) < error
+        samples = sample(spread_model(layout=layout), ALL_GROUPS, seed=3, precision=precision, **options)
+        assert worst(samples, spread_model(layout=layout), dtype, law) < error
         assert (samples.tokens.spacegroup == ALL_GROUPS).all()
 
 
@@ -69,8 +75,11 @@ def test_drawn_law_is_the_models_where_nothing_changes_it(spread_model: Callable
         np.testing.assert_allclose(samples.log_prob[name], samples.log_prob_drawn[name], atol=1e-12)
 
 
-def test_order_batches_shards_and_resumption_change_nothing(spread_model: Callable[..., CrystalFormer]) -> None:
-    model, groups = spread_model(), np.resize(np.array([1, 12, 62, 139, 194, 221, 225]), 60)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_order_batches_shards_and_resumption_change_nothing(
+    layout: str, spread_model: Callable[..., CrystalFormer]
+) -> None:
+    model, groups = spread_model(layout=layout), np.resize(np.array([1, 12, 62, 139, 194, 221, 225]), 60)
     whole = sample(model, groups, seed=5, precision="float64")
     parts = [
         sample(model, groups[first:last], seed=5, first_index=first, precision="float64", batch_size=size)
