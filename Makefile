@@ -38,6 +38,9 @@ images: ## container images: train and rewards (docker, podman or buildah)
 render: install  ## compiled pipelines and every overlay, into build/
 	@$(BIN)/python -m pipelines.render build
 
+docs: install  ## the documentation as a site that works offline, notebooks executed, into build/site
+	@OMP_NUM_THREADS=1 $(BIN)/python docs/site/build.py $(ARGS) && echo build/site/index.html
+
 REPORT ?= runs/latest/evaluate/report.html
 screenshots: install  ## pictures of a report (REPORT=...) on a laptop and on a phone, into docs/assets
 	@$(BIN)/python -m crystalforge.evaluation.report.pictures $(REPORT) docs/assets
