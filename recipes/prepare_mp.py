@@ -75,9 +75,9 @@ def crystals(table: pd.DataFrame) -> pd.DataFrame:
     result = pd.DataFrame(
         {
             "id": table.material_id,
-            "lattice": table.lattice.map(_flat),
+            "lattice": table.lattice.map(flat),
             "atomic_numbers": table.atomic_numbers,
-            "frac_coords": table.frac_coords.map(_flat),
+            "frac_coords": table.frac_coords.map(flat),
             "formation_energy_per_atom": table.formation_energy_per_atom,
             "e_above_hull": table.e_above_hull,
             "split": split,
@@ -170,7 +170,7 @@ def write(table: pd.DataFrame, path: Path) -> None:
         table.to_parquet(temporary)
 
 
-def _flat(rows: np.ndarray) -> list[float]:
+def flat(rows: np.ndarray) -> list[float]:
     """Rows of three numbers, or one row of all, as one list."""
     return np.concatenate([np.asarray(row, dtype=float).ravel() for row in rows]).tolist()
 

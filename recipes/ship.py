@@ -3,7 +3,8 @@
     python recipes/ship.py work/base work/data src/crystalforge/data/models/mp20 --before work/stable \\
       --quality work/quality.json
 
-`--before` is the run whose weights this one began with, where it did; `--quality` is what `benchmarks/generator.py`
+`--training` is a file whose text, Markdown, stands for the card's paragraph on data and training, where these were
+others; `--before` is the run whose weights this one began with, where it did; `--quality` is what `benchmarks/generator.py`
 printed, for the card.
 """
 
@@ -33,12 +34,28 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="output of ingest that it was trained on")
     parser.add_argument("out", type=Path, help="directory of the shipped model; its name is the model's")
     parser.add_argument("--before", type=Path, help="output of pretrain that `base` started from")
+    parser.add_argument("--training", type=Path, help="Markdown: what it was trained on, and how")
     parser.add_argument("--quality", type=Path, help="what benchmarks/generator.py printed of the model's crystals")
     arguments = parser.parse_args()
-    ship(arguments.base, arguments.data, arguments.out, before=arguments.before, quality=arguments.quality)
+    ship(
+        arguments.base,
+        arguments.data,
+        arguments.out,
+        before=arguments.before,
+        quality=arguments.quality,
+        training=arguments.training,
+    )
 
 
-def ship(base: Path, data: Path, out: Path, *, before: Path | None = None, quality: Path | None = None) -> None:
+def ship(
+    base: Path,
+    data: Path,
+    out: Path,
+    *,
+    before: Path | None = None,
+    quality: Path | None = None,
+    training: Path | None = None,
+) -> None:
     """Copy what a user needs of `base`; leaves out the state that serves to resume, and whose run it was.
 
     InputError when the model is larger than may be shipped.
@@ -55,7 +72,8 @@ def ship(base: Path, data: Path, out: Path, *, before: Path | None = None, quali
         write_json(place / "stage.json", record | {"mlflow_run_id": None})
         fingerprint = np.asarray(store.column("fingerprint")[store.split("train")])
         np.save(place / "model" / "fingerprints.npy", np.unique(second_half(fingerprint)))
-        text = card(out.name, record, earlier, store.manifest["counts"], weights, measured)
+        said = None if training is None else training.read_text().strip()
+        text = card(out.name, record, earlier, store.manifest["counts"], weights, measured, said)
         (place / "model" / "README.md").write_text(text)
         size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
         if size > LARGEST:
@@ -85,17 +103,13 @@ def card(
     counts: dict[str, int],
     weights: int,
     quality: dict[str, Any] | None,
+    said: str | None = None,
 ) -> str:
     """The model card, Markdown."""
-    network, training, metrics = record["config"]["model"], record["config"]["pretrain"], record["metrics"]
+    if said is None:
+        said = trained(name, record, earlier, counts)
+    network, metrics = record["config"]["model"], record["metrics"]
     rows = "".join(f"| {factor} | {metrics[f'val/nll_{factor}']:.2f} |\n" for factor in FACTORS)
-    steps, minutes = metrics["steps"], metrics["seconds"] / 60
-    parts = ""
-    if earlier is not None:
-        first = earlier["metrics"]
-        parts = f" ({first['steps']:.0f} at a constant rate, {steps:.0f} while it fell to zero)"
-        steps, minutes = steps + first["steps"], minutes + first["seconds"] / 60
-    seen = steps * training["batch_size"] / counts["train"]
     return f"""# {name}
 
 Autoregressive generator of crystals given a space group: Wyckoff letters, elements, coordinates, lattice
@@ -103,14 +117,11 @@ Autoregressive generator of crystals given a space group: Wyckoff letters, eleme
 {weights:,} weights.
 
     crystalforge sample --model {name} -n 100 -o crystals --cif
-    crystalforge run --recipe {name}
+    crystalforge run --recipe mp20 --set base={name}
 
 ## Training
 
-{counts["train"]:,} crystals of MP-20's training split, by maximum likelihood: {steps:.0f} steps of
-{training["batch_size"]}{parts}; {seen:.1f} times each crystal, {minutes:.0f} minutes on one core of an AMD EPYC
-(no AMX, no AVX-512) that other work shared, no GPU, float32, seed {record["config"]["seed"]}. Commands and parameters:
-`recipes/{name}-pretrain.yaml`; the course of training: `metrics.jsonl` beside this directory.
+{said}
 
 Negative log-likelihood on {counts["val"]:,} crystals of the validation split that it never saw, in nats per crystal:
 
@@ -135,6 +146,22 @@ No structure of it is contained here; `fingerprints.npy` holds a hash of formula
 which a crystal that was in the training set is told from a new one. The weights are a work derived from these data and
 come under CC-BY 4.0: name the Materials Project when you use them. The program is under Apache-2.0.
 """
+
+
+def trained(name: str, record: dict[str, Any], earlier: dict[str, Any] | None, counts: dict[str, int]) -> str:
+    """What it was trained on, and how, Markdown."""
+    training, metrics = record["config"]["pretrain"], record["metrics"]
+    steps, minutes = metrics["steps"], metrics["seconds"] / 60
+    parts = ""
+    if earlier is not None:
+        first = earlier["metrics"]
+        parts = f" ({first['steps']:.0f} at a constant rate, {steps:.0f} while it fell to zero)"
+        steps, minutes = steps + first["steps"], minutes + first["seconds"] / 60
+    seen = steps * training["batch_size"] / counts["train"]
+    return f"""{counts["train"]:,} crystals of MP-20's training split, by maximum likelihood: {steps:.0f} steps of
+{training["batch_size"]}{parts}; {seen:.1f} times each crystal, {minutes:.0f} minutes on one core of an AMD EPYC
+(no AMX, no AVX-512) that other work shared, no GPU, float32, seed {record["config"]["seed"]}. Commands and parameters:
+`recipes/{name}-pretrain.yaml`; the course of training: `metrics.jsonl` beside this directory."""
 
 
 def quality_text(quality: dict[str, Any]) -> str:

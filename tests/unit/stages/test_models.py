@@ -48,17 +48,18 @@ def test_names_and_paths_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monk
     assert find_model(Path("mp20")) == shipped()["mp20"] / "model"
     (tmp_path / "mp20").mkdir()  # MP-20's own files, perhaps: no model, so the name still means the shipped one
     assert find_model(Path("mp20")) == shipped()["mp20"] / "model"
-    with pytest.raises(InputError, match="one of: mp20"):
+    with pytest.raises(InputError, match="one of: mp, mp20"):
         find_model(Path("mp21"))
-    with pytest.raises(InputError, match="one of: mp20"):
+    with pytest.raises(InputError, match="one of: mp, mp20"):
         find_base(Path("mp21"))
 
 
-def test_the_shipped_model_writes_crystals_by_its_name(tmp_path: Path) -> None:
-    done = sample_to_files(Path("mp20"), tmp_path / "out", 60, seed=3)
+@pytest.mark.parametrize("name", ["mp", "mp20"])
+def test_a_shipped_model_writes_crystals_by_its_name(name: str, tmp_path: Path) -> None:
+    done = sample_to_files(Path(name), tmp_path / "out", 60, seed=3)
     table = pq.read_table(tmp_path / "out" / "part-00000000.parquet")
     assert done["built"] >= 57, "it has learned to close a crystal"
-    weights = load_model(find_model(Path("mp20"))).info["spacegroup_weights"]
+    weights = load_model(find_model(Path(name))).info["spacegroup_weights"]
     assert all(weights[group - 1] > 0 for group in table.column("spacegroup").to_pylist())
 
 

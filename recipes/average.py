@@ -1,0 +1,69 @@
+"""The average of the weights of models of one shape, validated: one model in which their noise has cancelled.
+
+    python recipes/average.py work/data work/mp work/base/model work/first/model work/second/model work/third/model
+
+Models that began with the same weights lie in one valley, and their mean is better than each (P. Izmailov et al.,
+arXiv 1803.05407; M. Wortsman et al., arXiv 2203.05482). Writes work/mp as `pretrain` leaves it: model, stage.json.
+work/data is the output of ingest with the crystals of the last part and their validation split; space groups are as
+in `--groups`, another output of ingest, where that is given. A model may be a snapshot of an unfinished run, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from crystalforge.common.files import write_json
+from crystalforge.data.store import TokenStore
+from crystalforge.model.checkpoint import load_model, save_model
+from crystalforge.training.steps import evaluate
+
+PREFIX = "engine::model::"  # of a model's weights in a snapshot
+
+
+def main() -> None:
+    """Read the arguments, average, validate, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="output of ingest")
+    parser.add_argument("out", type=Path, help="directory for the average")
+    parser.add_argument("models", type=Path, nargs="+", help="directories of weights, the first a finished model")
+    parser.add_argument("--groups", type=Path, help="output of ingest whose space groups count")
+    parser.add_argument("--record", type=Path, help="stage.json of the run that the first model came from")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    loaded = load_model(arguments.models[0])
+    states = [weights(path) for path in arguments.models]
+    mean = {name: sum(state[name] for state in states) / len(states) for name in states[0]}
+    loaded.model.load_state_dict(mean)
+    store = TokenStore.open(arguments.data / "store")
+    groups = TokenStore.open((arguments.groups or arguments.data) / "store")
+    found = evaluate(loaded.model, store, store.split("val"))
+    info: dict[str, Any] = loaded.info | {
+        "averaged": len(states),
+        "metrics": found,
+        "data_hash": store.manifest.get("data_hash"),
+        "spacegroup_weights": groups.spacegroup_weights("train").tolist(),
+    }
+    digest = save_model(arguments.out / "model", loaded.model, info=info)
+    record = json.loads(arguments.record.read_text()) if arguments.record else {"stage": "pretrain", "config": {}}
+    write_json(arguments.out / "stage.json", record | {"content": digest, "metrics": found, "mlflow_run_id": None})
+    print(json.dumps(found, indent=2))
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    """Of a model's directory, or of a snapshot."""
+    snapshot = path / "tensors.safetensors"
+    if not snapshot.exists():
+        return load_model(path).model.state_dict()
+    tensors = safetensors.torch.load_file(snapshot)
+    return {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
+
+
+if __name__ == "__main__":
+    main()
