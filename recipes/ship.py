@@ -3,8 +3,8 @@
     python recipes/ship.py work/base work/data src/crystalforge/data/models/mp20 --before work/stable \\
       --quality work/quality.json
 
-`--training` is a file whose text, Markdown, stands for the card's paragraph on data and training, where these were
-others; `--before` is the run whose weights this one began with, where it did; `--quality` is what `benchmarks/generator.py`
+`--training` is a file whose text, Markdown, stands for the card's paragraph on data and training, if these were others.
+`--before` is the run whose weights this one began with, where it did. `--quality` is what `benchmarks/generator.py`
 printed, for the card.
 """
 
