@@ -2,7 +2,7 @@
 
     python benchmarks/sampler.py                     # two processes, bfloat16
     python benchmarks/sampler.py --precision float32 --workers 1 --crystals 512
-    python benchmarks/sampler.py --recipe recipes/mp20-pretrain.yaml --precision float32    # the shape of a recipe
+    python benchmarks/sampler.py --recipe recipes/mp-start.yaml --precision float32    # the shape of a recipe
 
 A model with random weights does not stop where a trained one does. So the number of sites of each crystal is drawn
 from MP-20's histogram and enforced by a mask on the letters (stop is allowed there and only there); all else is the

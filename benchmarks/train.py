@@ -1,7 +1,7 @@
 """Crystals per second of maximum-likelihood training, full configuration.
 
     python benchmarks/train.py [--store DIR] [--precision bfloat16] [--threads 2] [--device cpu] [--out FILE]
-    python benchmarks/train.py --recipe recipes/mp20-pretrain.yaml --precision float32    # the shape of a recipe
+    python benchmarks/train.py --recipe recipes/mp-start.yaml --precision float32    # the shape of a recipe
 
 Prints JSON. Without --store the crystals are made up, with the numbers of sites that MP-20 has; what a crystal holds
 does not change the time. Required: at least 100/s on 2 CPU cores; the published code makes 5.1/s at batch 100 on the

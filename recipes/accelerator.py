@@ -1,7 +1,7 @@
 """Pre-training on a borrowed accelerator: bfloat16, a few minutes, weights and benchmark figures brought back.
 
-    python recipes/accelerator.py recipes/mp20-pretrain.yaml work/data work/accelerator --minutes 9
-    python recipes/accelerator.py recipes/mp20-pretrain.yaml work/data work/trial --minutes 0.2 --tiny --device cpu
+    python recipes/accelerator.py recipes/mp-start.yaml work/data work/accelerator --minutes 9
+    python recipes/accelerator.py recipes/mp-start.yaml work/data work/trial --minutes 0.2 --tiny --device cpu
 
 The machine needs this checkout and work/data/store alone (MP-20: 5 MB), and leaves all it makes in the last directory,
 below 64 MiB: base/ as `pretrain` leaves it, without the snapshots, benchmarks/*.json, and summary.json. The recipe's
@@ -75,23 +75,24 @@ def train(
     optimizer = options.pop("optimizer") | {"precision": "bfloat16"}
     ranks = Ranks(device="cuda:0" if arguments.device == "cuda" else arguments.device)
 
-    def run(place: Path, steps: int, **schedule: int) -> dict[str, float]:
+    def run(place: Path, steps: int, most: float | None = None, **schedule: int) -> dict[str, float]:
         config = PretrainConfig.model_validate(
-            options | {"steps": steps, "validate_every": steps, "optimizer": optimizer | schedule}
+            options | {"steps": steps, "max_seconds": most, "validate_every": steps, "optimizer": optimizer | schedule}
         )
         return pretrain(model, config, store, place, seed=settings["seed"], ranks=ranks).metrics
 
-    # Twice: the first steps pay for the start.
+    # The first pays for the start; the others, both with one validation, differ by their steps alone.
     speeds = []
-    for number, steps in enumerate((PROBE // 4, PROBE)):
+    for number, steps in enumerate((PROBE // 4, PROBE // 4, PROBE)):
         place, clock = arguments.out / f"probe-{number}", time.monotonic()
         run(place, steps)
         speeds.append(time.monotonic() - clock)
         shutil.rmtree(place)
-    per_step = max(speeds[1] - speeds[0], 1e-4) / (PROBE - PROBE // 4)
-    left = seconds - (time.monotonic() - began)
-    steps = max(PROBE, int(0.95 * left / per_step))
-    metrics = run(base, steps, linear_steps=steps, warmup_steps=max(1, steps // 20))
+    difference = speeds[2] - speeds[1]
+    per_step = difference / (PROBE - PROBE // 4) if difference > 0 else speeds[2] / PROBE
+    left = max(1.0, seconds - (time.monotonic() - began))
+    steps = max(1, int(0.9 * left / per_step))
+    metrics = run(base, steps, left, linear_steps=steps, warmup_steps=max(1, steps // 20))
     shutil.rmtree(base / "snapshots")
     return metrics
 
