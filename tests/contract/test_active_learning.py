@@ -132,7 +132,7 @@ def test_judges_may_be_columns_and_one_may_teach(walked: tuple[Path, list[dict]]
     for options, problem in (
         ({"columns": ["nonsense", "e_above_hull"], "predictors": {}}, "has no column nonsense"),
         ({"columns": ["e_above_hull"], "predictors": {}}, "judges: e_above_hull"),
-        ({"columns": ["reward", "status"], "predictors": {}}, "is none of the judges"),
+        ({"columns": ["reward", "status"], "predictors": {}}, "is no judge"),
     ):
         with pytest.raises(InputError, match=problem):
             export_training_set(table, tmp_path / "no.parquet", settings, **options)

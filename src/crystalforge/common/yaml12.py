@@ -24,6 +24,8 @@ TYPES = (
     ("tag:yaml.org,2002:merge", re.compile(r"<<$"), ["<"]),
 )
 
+UNICODE_LINE_ENDS = "\x85\u2028\u2029"  # a reader folds them as it does line ends: they must be escaped
+
 
 class Repeated(yaml.YAMLError):
     """A mapping has a key twice, so that one of its values would be dropped."""
@@ -68,4 +70,7 @@ def parse(text: str | bytes) -> Any:
 
 def dump(value: Any, *, sort_keys: bool = False) -> str:
     """`value` as YAML that `parse` reads as it was."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=sort_keys, allow_unicode=True)
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=sort_keys, allow_unicode=True)
+    if any(end in text for end in UNICODE_LINE_ENDS):
+        return yaml.dump(value, Dumper=_Dumper, sort_keys=sort_keys, allow_unicode=False)
+    return text

@@ -215,13 +215,15 @@ class CrystalFormer(nn.Module):
         self.build(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = make_norm(config)
+        # Last: a seed's initial weights follow from the order in which the modules are made.
+        self.build_outputs(config)
         cos, sin = rotary_angles(self.positions_of_longest, config.head_size, rotary_dtype)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.reset_parameters()
 
     def build(self, config: ModelConfig) -> None:
-        """The modules beside the blocks."""
+        """The modules before the blocks."""
         e, width = config.embedding, config.width
         self.spacegroup_embedding = nn.Embedding(SPACE_GROUPS, e)
         self.wyckoff_embedding = nn.Embedding(config.wyckoff_types, e)
@@ -238,7 +240,10 @@ class CrystalFormer(nn.Module):
         self.wyckoff_in = nn.Linear(2 * e + 1, width)
         self.element_in = nn.Linear(2 * e, width)
         self.coord_in = nn.ModuleList(nn.Linear(e + 2 * config.coord_frequencies, width) for _ in range(3))
-        self.head = nn.Linear(width, config.output_size)
+
+    def build_outputs(self, config: ModelConfig) -> None:
+        """The modules after the blocks."""
+        self.head = nn.Linear(config.width, config.output_size)
 
     @property
     def positions_of_longest(self) -> int:

@@ -102,7 +102,7 @@ class SiteFormer(CrystalFormer):
     features: Tensor
 
     def build(self, config: ModelConfig) -> None:
-        """The modules beside the blocks."""
+        """The modules before the blocks."""
         e, width, waves = config.embedding, config.width, 2 * config.coord_frequencies
         self.spacegroup_embedding = nn.Embedding(SPACE_GROUPS, e)
         self.wyckoff_embedding = nn.Embedding(SPACE_GROUPS * WYCKOFF_TYPES, e)
@@ -113,13 +113,17 @@ class SiteFormer(CrystalFormer):
         self.site_in = nn.Linear(width, width)  # turns W and A of a site with coordinates
         self.coord_in = nn.Linear(3 * waves + 2 * N_FACTORS, width)
         self.sofar_in = nn.ModuleList(nn.Linear(e + 2 * N_FACTORS + 1, width) for _ in range(2))
+        self.register_buffer("features", position_features(), persistent=False)
+
+    def build_outputs(self, config: ModelConfig) -> None:
+        """The modules after the blocks."""
+        width, waves = config.width, 2 * config.coord_frequencies
         self.head = nn.Linear(width, width)  # towards the letters' vectors
         self.letter_bias = nn.Embedding(1, config.wyckoff_types)
         self.element_head = Conditioned(config, width)
         self.coord_heads = nn.ModuleList(Conditioned(config, axis * waves) for axis in (1, 2))
         self.coord_out = nn.ModuleList(nn.Linear(width, 3 * config.coord_components) for _ in range(3))
         self.lattice_out = nn.Linear(width, 13 * config.lattice_components)
-        self.register_buffer("features", position_features(), persistent=False)
 
     def reset_parameters(self) -> None:
         """Unit gain everywhere; what is added to the residual stream starts at zero, and so do mixtures' logits."""

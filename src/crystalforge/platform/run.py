@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -194,7 +195,7 @@ def _asked(config: Config) -> str:
 
 
 def _point_latest(directory: Path, place: Path) -> None:
-    link = directory / f".latest.{os.getpid()}"
+    link = directory / f".latest.{uuid.uuid4().hex}"  # two runs, or two threads of one process, each their own
     link.unlink(missing_ok=True)
     link.symlink_to(place.name)
     os.replace(link, directory / "latest")

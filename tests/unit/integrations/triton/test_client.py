@@ -269,7 +269,7 @@ def test_a_node_that_does_not_answer_at_all_is_no_fault_of_tls(tls: bool, deadli
         began = time.monotonic()
         with pytest.raises(RewardUnavailable, match=r"cannot be reached \(waited"):
             reward.score(crystals(1))
-        assert 2.0 < time.monotonic() - began < 10, "its patience, and one attempt to connect at most"
+        assert 2.0 < time.monotonic() - began < 30, "its patience, and one attempt to connect at most"
 
 
 def test_a_node_that_comes_back_is_found_again() -> None:

@@ -25,7 +25,7 @@ def test_everybody_spends_the_same_and_learners_beat_the_base(tmp_path, base, cu
         base, oxide_reward, cubic, tmp_path, is_known=lambda tokens: tokens.spacegroup == 225, held_out=stranger
     )
     found = list(contest(CONTEST, TUNING, ground))
-    assert [o.label for o in found] == ["base", "ppo", "ppo-tau5", "rloo", "best_of_n", "mcmc"] * 2
+    assert [o.label for o in found] == ["base", "ppo", "ppo-tau5.0", "rloo", "best_of_n", "mcmc"] * 2
     assert {o.scored for o in found if o.kind != "base"} == {180}
     # 5 spenders and 4 models judged, with each of 2 seeds
     assert oxide_reward.scored == 2 * (5 * 180 + 4 * 60)
@@ -33,7 +33,7 @@ def test_everybody_spends_the_same_and_learners_beat_the_base(tmp_path, base, cu
     for seed in (0, 1):
         assert by["base", seed].kl == pytest.approx(0, abs=1e-6)
         assert by["ppo", seed].reward > by["base", seed].reward + 0.1
-        assert (by["ppo", seed].kl or 0) > (by["ppo-tau5", seed].kl or 0)
+        assert (by["ppo", seed].kl or 0) > (by["ppo-tau5.0", seed].kl or 0)
         assert by["best_of_n", seed].reward > by["base", seed].reward + 0.1
         assert by["best_of_n", seed].kl is None
         assert 0 < (by["base", seed].novel or 0) < 1
@@ -51,7 +51,7 @@ def test_an_algorithm_may_need_settings_of_its_own():
     settings = dict(learners(CONTEST, TUNING))
     assert [(name, s.tau, s.learning_rate) for name, s in settings.items()] == [
         ("ppo", 0.02, 2e-2),
-        ("ppo-tau5", 5.0, 2e-2),
+        ("ppo-tau5.0", 5.0, 2e-2),
         ("rloo", 0.02, 3e-2),
     ]
     assert {(s.steps, s.max_scored) for s in settings.values()} == {(6, 180)}
