@@ -77,7 +77,9 @@ class ScreenConfig(_Record):
     )
     matcher: MatcherSettings = Field(default=MatcherSettings(), description="when two crystals are one")
     budget: Budget = Field(default=Budget(), description="when to end without having met the wish")
-    round: int = Field(default=256, ge=1, description="crystals drawn at a time")
+    round: int = Field(
+        default=64, ge=1, description="crystals drawn at a time; a budget of crystals is met in whole rounds"
+    )
     piece: int = Field(default=16, ge=1, description="crystals relaxed at a time: what an interruption can lose")
     processes: int | None = Field(default=None, ge=1, description="worker processes; None: one per core")
 
