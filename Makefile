@@ -16,7 +16,7 @@ run: install  ## data -> pre-train -> PPO against a served reward -> evaluate ->
 	@$(BIN)/crystalforge run --end-with-parent --config params.yaml $(ARGS)
 
 test: install lint  ## static checks, then unit, parity, contract and integration tests
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --random-order $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 --random-order $(ARGS)
 
 test-cluster: install  ## on the cluster that KUBECONFIG names, in a namespace of its own (ARGS=--kubeflow: engines too)
 	@if [ -z "$$KUBECONFIG" ]; then echo "skipped: KUBECONFIG names no cluster"; else $(BIN)/pytest -v tests/cluster $(ARGS); fi

@@ -20,7 +20,7 @@ import numpy as np
 from crystalforge.common.files import atomic_file, sha256_json
 from crystalforge.crystal import ATOM_TYPES, Crystal, Tokens
 from crystalforge.crystal.convert import TokenizeError, to_crystals, tokenize, tokenize_many
-from crystalforge.crystal.reading.consistency import check
+from crystalforge.crystal.reading.consistency import check, surely_apart
 from crystalforge.crystal.reading.reasons import Unusable
 from crystalforge.data.config import SPLITS, DataConfig
 from crystalforge.data.fingerprint import fingerprints
@@ -103,12 +103,13 @@ def _tokenized(
     records: Sequence[Record], limits: Limits, *, isolated: bool
 ) -> Iterator[tuple[Record, Tokens | Unusable]]:
     known = _in_isolation(records, limits) if isolated else {}
+    apart = _apart(records)
     for place, record in enumerate(records):
         try:
             found = known.get(place)
             if isinstance(found, Unusable):
                 raise found
-            yield record, _tokens_of(record, limits, found)
+            yield record, _tokens_of(record, limits, found, apart=place in apart)
         except Unusable as error:
             yield record, error
 
@@ -136,8 +137,14 @@ def _shown(crystal: Crystal) -> str:
     return crystal.formula if (crystal.numbers > 0).all() and (crystal.numbers < ATOM_TYPES).all() else ""
 
 
-def _tokens_of(record: Record, limits: Limits, known: Tokens | None) -> Tokens:
-    """The tokens of one record; raises Unusable."""
+def _apart(records: Sequence[Record]) -> set[int]:
+    """Places of records whose atoms are surely not too close: what most of a table is, found at once."""
+    crystals = {place: record.payload for place, record in enumerate(records) if isinstance(record.payload, Crystal)}
+    return set(np.array([*crystals], dtype=np.int64)[surely_apart([*crystals.values()])].tolist())
+
+
+def _tokens_of(record: Record, limits: Limits, known: Tokens | None, *, apart: bool) -> Tokens:
+    """The tokens of one record, whose atoms are known to be `apart` or are looked at; raises Unusable."""
     above = record.properties.get("e_above_hull")
     if limits.max_e_above_hull is not None and above is not None and above > limits.max_e_above_hull:
         raise Unusable("above-hull", f"its energy above the hull is {above:g} eV/atom", above)
@@ -151,7 +158,7 @@ def _tokens_of(record: Record, limits: Limits, known: Tokens | None) -> Tokens:
         check(crystal)
         heaviest = int(tokens.element.max())
     else:
-        crystal = record.crystal()
+        crystal = record.crystal(apart=apart)
         heaviest = int(crystal.numbers.max(initial=0))
         try:
             tokens = known or tokenize(crystal, symprec=limits.symprec, max_sites=limits.max_sites)

@@ -10,21 +10,23 @@ Shapes: n atoms.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from jaxtyping import Bool
 
-from crystalforge.crystal import Crystal
+from crystalforge.crystal import Crystal, PackedCrystals
 from crystalforge.crystal.distances import shortest_distances
-from crystalforge.crystal.geometry import covalent_radii
+from crystalforge.crystal.geometry import cell_heights, covalent_radii, nearest
 from crystalforge.crystal.reading.reasons import Unusable
 from crystalforge.crystal.reading.symbols import elements
 
 LEAST_SHARE = 0.5  # of the two atoms' summed covalent radii; the closest pair of MP-20's 38,785 crystals has 0.62
 LEAST_DISTANCE = 0.5  # Å, whatever the elements
 LARGEST_VOLUME = 500.0  # Å^3 for an atom; caesium, the roomiest element, has 117. More is a cell in pm or in nm
+LONGEST, LOWEST = 1e4, 0.5  # Å: edges and heights of cells beyond which crystals are looked at alone
 SAME_PLACE = 0.02  # Å
 VOLUME_TOLERANCE = 0.01
 DENSITY_TOLERANCE = 0.1
@@ -68,8 +70,10 @@ def read_formula(text: str) -> dict[int, float] | None:
     return {number: amount for number, amount in found.items() if amount > 0} or None
 
 
-def check(crystal: Crystal, stated: Stated | None = None) -> None:
-    """Raise Unusable (contradiction, overlap, degenerate-cell, too-sparse) when something cannot be."""
+def check(crystal: Crystal, stated: Stated | None = None, *, apart: bool = False) -> None:
+    """Raise Unusable (contradiction, overlap, degenerate-cell, too-sparse) when something cannot be.
+
+    apart: the distances are known to be right (`surely_apart`)."""
     if len(crystal) == 0:
         raise Unusable("malformed-record", "there are no atoms")
     if not np.isfinite(crystal.lattice).all() or not np.isfinite(crystal.frac).all():
@@ -83,7 +87,30 @@ def check(crystal: Crystal, stated: Stated | None = None) -> None:
         raise Unusable("too-sparse", message, each)
     if stated is not None:
         check_stated(crystal, stated)
-    check_distances(crystal)
+    if not apart:
+        check_distances(crystal)
+
+
+def surely_apart(crystals: Sequence[Crystal]) -> Bool[np.ndarray, " B"]:
+    """Whether `check_distances` finds nothing in each crystal, many at once, in a tenth of the time.
+
+    False stands for "look at it alone": overlapping atoms, and cells or atoms that are odd in another way.
+    """
+    ordinary = np.array([_ordinary(crystal) for crystal in crystals], dtype=bool)
+    cells = np.stack([crystal.lattice for crystal in crystals]) if len(crystals) else np.zeros((0, 3, 3))
+    ordinary[ordinary] = (cell_heights(cells[ordinary]) > LOWEST).all(axis=1)
+    packed = PackedCrystals.pack([crystal for crystal, good in zip(crystals, ordinary, strict=True) if good])
+    radii = covalent_radii()[packed.numbers]
+    apart = (nearest(packed, LEAST_SHARE, radii=radii) == np.inf) & (nearest(packed, LEAST_DISTANCE) == np.inf)
+    ordinary[ordinary] = apart
+    return ordinary
+
+
+def _ordinary(crystal: Crystal) -> bool:
+    """Atoms of known elements, and numbers that can be counted with."""
+    known = len(crystal) > 0 and (crystal.numbers > 0).all() and (crystal.numbers < len(covalent_radii())).all()
+    finite = np.isfinite(crystal.lattice).all() and np.isfinite(crystal.frac).all()
+    return bool(known and finite and np.abs(crystal.lattice).max() < LONGEST)
 
 
 def check_stated(crystal: Crystal, stated: Stated) -> None:

@@ -32,8 +32,10 @@ class Record:
     split: str | None = None
     stated: Stated | None = None
 
-    def crystal(self) -> Crystal:
-        """The crystal that the record describes, checked against what it says of itself; raises Unusable."""
+    def crystal(self, *, apart: bool = False) -> Crystal:
+        """The crystal that the record describes, checked against what it says of itself; raises Unusable.
+
+        apart: the distances of its atoms are known to be right (`consistency.surely_apart`)."""
         if isinstance(self.payload, Unusable):
             raise self.payload
         if isinstance(self.payload, str):
@@ -42,7 +44,7 @@ class Record:
                 check_stated(crystal, self.stated)
             return crystal
         assert isinstance(self.payload, Crystal)
-        check(self.payload, self.stated)
+        check(self.payload, self.stated, apart=apart)
         return self.payload
 
     def update_hash(self, digest: Any) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from crystalforge.crystal import Crystal
 from crystalforge.crystal.distances import shortest_distances
 from crystalforge.crystal.geometry import covalent_radii
-from crystalforge.crystal.reading.consistency import Stated, check, read_formula
+from crystalforge.crystal.reading.consistency import Stated, check, check_distances, read_formula, surely_apart
 from crystalforge.crystal.reading.reasons import Unusable
 
 CUBE = np.eye(3) * 4.12
@@ -118,6 +118,54 @@ def test_distances_are_those_of_all_images(cell, points):
         assert found[0, 1] >= 2.7 - 1e-9
     if own < 2.7:
         assert found[0, 0] == pytest.approx(own, abs=1e-9)
+
+
+def passes(crystal: Crystal) -> bool:
+    try:
+        check_distances(crystal)
+    except Unusable:
+        return False
+    return True
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(numbers, min_size=9, max_size=9),
+            st.lists(st.tuples(st.integers(1, 100), numbers, numbers, numbers), min_size=1, max_size=6),
+            st.sampled_from([1.0, 2.0, 4.0]),
+        ),
+        max_size=6,
+    )
+)
+def test_many_at_once_are_apart_only_if_each_is(drawn) -> None:
+    crystals = [
+        Crystal.of(
+            (np.reshape(cell, (3, 3)) + 1.5 * np.eye(3)) * size,
+            [atom[0] for atom in atoms],
+            [atom[1:] for atom in atoms],
+        )
+        for cell, atoms, size in drawn
+    ]
+    apart = surely_apart(crystals)
+    for crystal, good in zip(crystals, apart, strict=True):
+        assert not good or passes(crystal)
+        heights = crystal.volume / np.array(
+            [np.linalg.norm(np.cross(crystal.lattice[i - 1], crystal.lattice[i - 2])) for i in range(3)]
+        )
+        assert good or heights.min() < 0.51 or not passes(crystal), "an ordinary crystal is settled there"
+
+
+def test_what_is_odd_is_left_to_a_look_at_it_alone() -> None:
+    salt = Crystal.of(np.eye(3) * 5.6, [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    nothing = Crystal.of(np.eye(3) * 5.6, [], [])
+    unknown = Crystal.of(np.eye(3) * 5.6, [11, 0], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    nowhere = Crystal.of(np.eye(3) * 5.6, [11, 17], [[0, 0, 0], [np.nan, 0.5, 0.5]])
+    flat = Crystal.of(np.diag([5.6, 5.6, 1e-9]), [11], [[0, 0, 0]])
+    near = Crystal.of(np.eye(3) * 5.6, [11, 17], [[0, 0, 0], [0.98, 0, 0]])
+    assert surely_apart([salt, nothing, unknown, nowhere, flat, near]).tolist() == [True, *[False] * 5]
+    assert surely_apart([]).tolist() == []
 
 
 def test_a_reason_survives_the_way_between_processes():
