@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from crystalforge.common.files import atomic_file
 from crystalforge.evaluation.metrics.measures import by_label
-from crystalforge.evaluation.report import candidates, figures, judges, sections
+from crystalforge.evaluation.report import candidates, figures, judges, leash, sections
 from crystalforge.evaluation.report.elements import ELEMENTS
 from crystalforge.evaluation.report.figures import History
 from crystalforge.evaluation.report.text import headline_table, key_values, objective_table, status_table
@@ -156,6 +156,9 @@ def _figures(
     pretrain = {name: rows for name, rows in histories.items() if name.startswith("pretrain") and rows}
     if finetune:
         found["figure-finetune"] = (figures.finetuning(finetune), "Reward, divergence and shares against step")
+    path = leash.reward_against_kl(table, finetune)
+    if path is not None:
+        found["figure-leash"] = (path, "Mean reward against divergence from the base, and lines of equal objective")
     if pretrain:
         found["figure-pretrain"] = (figures.pretraining(pretrain), "Negative log-likelihood against step")
     elements = {label: figures.element_shares(rows) for label, rows in models.items()}
@@ -239,6 +242,13 @@ def _blocks(
     if "figure-pareto" in drawn:
         intro = "<p>Lines join each model's Pareto front; along dotted lines the product of both is the same.</p>"
         blocks.append(("properties", "Band gap and dielectric constant", intro + place("figure-pareto")))
+    if "figure-leash" in drawn:
+        intro = (
+            "<p>Along a dotted line the objective, reward less tau times KL, is the same; no law lies above the dashed "
+            "one. Hollow: only crystals that pass the guards. The best of N of the base asks the reward N times for a "
+            "crystal; its KL is an upper bound.</p>"
+        )
+        blocks.append(("leash", "Reward against KL", intro + place("figure-leash")))
     if "figure-finetune" in drawn or "figure-pretrain" in drawn:
         parts = ""
         if "figure-finetune" in drawn:
