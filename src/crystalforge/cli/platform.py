@@ -152,10 +152,13 @@ def contest(
     page: Annotated[
         Path | None, typer.Option(help="Markdown file whose marked place gets the table, such as docs' own page.")
     ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="PNG file that gets the attained share against scored crystals.")
+    ] = None,
     replace: ReplaceOption = False,
 ) -> None:
-    """All algorithms and searches at the same reward budget, over several seeds: one table."""
-    run_stage("contest", config, set_, replace, out, data=data, base=base, page=page)
+    """All algorithms and searches at the same reward budget, over several seeds: one table, one figure."""
+    run_stage("contest", config, set_, replace, out, data=data, base=base, page=page, figure=figure)
 
 
 @app.command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,17 +19,22 @@ if TYPE_CHECKING:
     from crystalforge.rl.contest.contest import Outcome
 
 UNCLEAR = "unclear"  # the interval of the gain holds zero
+FIGURE, DPI = "efficiency.png", 160
+CAPTION = "Attained share of L* − L(base) against scored crystals, for each algorithm"
 BEGIN, END = "<!-- contest: begin -->", "<!-- contest: end -->"
 FIGURES = ("reward", "held_out", "unique", "novel", "stable", "floors", "kl", "cpu_seconds")
 COLUMNS = (
-    "| | mean reward | over the base | | held out, over the base | stable | unique | novel | KL to base, nats | scored "
-    "| CPU s |\n|---|---|---|---|---|---|---|---|---|---|---|"
+    "| | mean reward | over the base | | held out, over the base | stable | unique | novel | KL to base, nats "
+    "| attained | filtered | scored | CPU s |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
-def contest(config: Config, data: Path, base: Path, out: Path, page: Path | None = None) -> dict[str, Any]:
-    """Let all take part as `config.contest` says; leaves `outcomes.json` (each participant and seed), `summary.json`
-    and `table.md` in `out`, and puts the table between the marks in the file `page`.
+def contest(
+    config: Config, data: Path, base: Path, out: Path, page: Path | None = None, figure: Path | None = None
+) -> dict[str, Any]:
+    """Let all take part as `config.contest` says; leaves `outcomes.json` (each participant and seed), `summary.json`,
+    `table.md` and `efficiency.png` (attained share against scored crystals) in `out`, and puts the table between the
+    marks in the file `page`, with the figure, which is also written to `figure`.
 
     Goes on where an interrupted call stopped. Returns the stage's record; its metrics are each gain over the base.
     Raises InputError when `page` has no marks.
@@ -68,13 +74,41 @@ def contest(config: Config, data: Path, base: Path, out: Path, page: Path | None
             with atomic_file(out / "table.md") as path:
                 path.write_text(table(summary, config, judges))
             stage.artifact(out / "table.md")
+            if draw(config, outcomes, out, out / FIGURE):
+                stage.artifact(out / FIGURE)
             gains = {f"{label}.gain": row["gain"]["value"] for label, row in summary.items() if row["gain"]}
             stage.finish(sha256_json(summary), gains)
+    drawn = figure is not None and (out / FIGURE).exists()
+    if figure is not None and drawn:
+        with atomic_file(figure) as path:
+            path.write_bytes((out / FIGURE).read_bytes())
     if page is not None:
         before, after = _split(page)
+        text = (out / "table.md").read_text()
+        if figure is not None and drawn:
+            text += f"\n![{CAPTION}]({os.path.relpath(figure, page.parent)})\n"
         with atomic_file(page) as path:
-            path.write_text(f"{before}{BEGIN}\n\n{(out / 'table.md').read_text()}\n{END}{after}")
+            path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
     return stage.outcome
+
+
+def draw(config: Config, outcomes: Sequence[Outcome], folder: Path, path: Path) -> bool:
+    """Write the figure of the attained share against scored crystals; False where nothing is known to be attainable.
+
+    folder: where the learners' runs lie.
+    """
+    from crystalforge.studies import efficiency
+
+    tau = config.finetune.tau
+    found = efficiency.courses(folder, outcomes, tau, config.contest.scored)
+    ground = efficiency.Attainable.of(outcomes, tau)
+    if not found or ground is None:
+        return False
+    filtered = [ground.share(o.filtered) for o in outcomes if o.kind == "base" and o.filtered is not None]
+    figure = efficiency.draw(found, sum(filtered) / len(filtered) if filtered else None)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI)
+    return True
 
 
 def summarise(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
@@ -86,6 +120,7 @@ def summarise(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
 
     from crystalforge.evaluation.metrics import statistics
     from crystalforge.rl.contest.contest import BASE
+    from crystalforge.studies import efficiency
 
     baseline = {outcome.seed: outcome for outcome in outcomes if outcome.label == BASE}
     groups: dict[str, list[Outcome]] = {}
@@ -95,6 +130,14 @@ def summarise(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
     def over_seeds(values: Sequence[float | None]) -> dict[str, Any] | None:
         known = np.array([value for value in values if value is not None], dtype=np.float64)
         return statistics.mean(known).as_dict() if len(known) == len(values) else None
+
+    tau = next(iter(baseline.values())).tau
+    ground = efficiency.Attainable.of(outcomes, tau)
+
+    def attained(outcome: Outcome, value: float | None) -> float | None:
+        if ground is None or value is None or outcome.tau != tau:  # another tau has another optimum
+            return None
+        return ground.share(value)
 
     return {
         label: {
@@ -109,6 +152,8 @@ def summarise(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
             if label == BASE
             else over_seeds([_less(o.held_out, baseline[o.seed].held_out) for o in group]),
             **{name: over_seeds([getattr(outcome, name) for outcome in group]) for name in FIGURES},
+            "attained": over_seeds([attained(outcome, outcome.objective) for outcome in group]),
+            "attained_filtered": over_seeds([attained(outcome, outcome.filtered) for outcome in group]),
         }
         for label, group in groups.items()
     }
@@ -169,6 +214,8 @@ def _row(label: str, row: Mapping[str, Any]) -> str:
         _figure(row["unique"], "{:.1%}"),
         _figure(row["novel"], "{:.1%}"),
         _figure(row["kl"], "{:.2f}"),
+        _figure(row["attained"], "{:.0%}"),
+        _figure(row["attained_filtered"], "{:.0%}"),
         f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}",
         _figure(row["cpu_seconds"], "{:.0f}"),
     ]

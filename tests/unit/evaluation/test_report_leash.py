@@ -1,4 +1,4 @@
-"""Reward against KL, on the stability study's crystals: the lines, the star, the curve and the paths lie where they must."""
+"""Reward against KL, on the stability study's crystals: lines, star, curve and paths lie where they must."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_the_table_gives_a_verdict_on_each_and_orders_the_strengths() -> None:
     text = stage.table(stage.summarise(outcomes()), CONFIG, ["judge@1"])
     rows = {line.split(" | ")[0].lstrip("| "): line for line in text.splitlines() if line.startswith("|")}
     assert (
-        "+0.310 [+0.285, +0.335] | better | +0.155 [+0.143, +0.167] | 5.0% | 90.0% | 80.0% | 2.00 | 100 | 3 |"
+        "+0.310 [+0.285, +0.335] | better | +0.155 [+0.143, +0.167] | 5.0% | 90.0% | 80.0% | 2.00 |  |  | 100 | 3 |"
         in rows["ppo"]
     )
     assert "| unclear |" in rows["rloo"]

@@ -45,7 +45,7 @@ def energies(runs: Runs) -> Figure | None:
     if not panels:
         return None
     rows = -(-len(panels) // 2)
-    figure, axes = _axes(rows, min(len(panels), 2), height=2.7 * rows)
+    figure, axes = page_axes(rows, min(len(panels), 2), height=2.7 * rows)
     edges = np.arange(E_RANGE[0], E_RANGE[1] + E_BIN / 2, E_BIN)
     for (prefix, title), axis in zip(panels, axes, strict=False):
         for label, color in zip(runs.labels, COLORS, strict=False):
@@ -81,7 +81,7 @@ def courses(runs: Runs) -> Figure | None:
     panels = [w for w in wanted if any(series(course, w[0])[0] for rows in found.values() for course in rows)]
     if not panels:
         return None
-    figure, axes = _axes(len(panels), 1, height=1.75 * len(panels), sharex=True)
+    figure, axes = page_axes(len(panels), 1, height=1.75 * len(panels), sharex=True)
     order = [*runs.labels, *(label for label in found if label not in runs.labels)]
     colors = dict(zip(order, COLORS * 4, strict=False))
     for (key, caption, scale), axis in zip(panels, axes, strict=True):
@@ -117,7 +117,7 @@ def spacegroups(runs: Runs) -> Figure | None:
     groups = sorted({group for found in shares.values() for group in found})
     if not groups:
         return None
-    figure, (axis,) = _axes(1, 1, height=3.2)
+    figure, (axis,) = page_axes(1, 1, height=3.2)
     _bars(axis, shares, groups)
     axis.set_xticks(range(len(groups)), [f"{spacegroup_symbol(group)}\n{group}" for group in groups], fontsize=6.3)
     axis.set_ylabel("Stable (%)")
@@ -131,7 +131,7 @@ def uniqueness(runs: Runs) -> Figure | None:
     names = {"stable_rate": "stable", "unique_rate": "unique", "novel_rate": "novel", "sun_rate": "S.U.N."}
     found = {label: estimate(runs.of(label)) for label in runs.labels}
     names = {name: caption for name, caption in names.items() if all(name in each for each in found.values())}
-    figure, axes = _axes(1, 2, height=3.0)
+    figure, axes = page_axes(1, 2, height=3.0)
     kinds = list(names)
     _bars(axes[0], {label: {k: each[name] for k, name in enumerate(kinds)} for label, each in found.items()},
           list(range(len(kinds))))  # fmt: skip
@@ -153,7 +153,7 @@ def pareto(runs: Runs) -> Figure | None:
     """Figure 6: band gap against dielectric constant with lines of equal figure of merit; each model's Pareto front."""
     if not {GAP, CONSTANT} <= set(runs.table.column_names):
         return None
-    figure, (axis,) = _axes(1, 1, height=3.6)
+    figure, (axis,) = page_axes(1, 1, height=3.6)
     for label, color in zip(runs.labels, COLORS, strict=False):
         gap, constant = _pairs(runs.of(label))
         axis.scatter(gap, constant, s=7, color=color, alpha=0.5, linewidths=0, label=label)
@@ -217,7 +217,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _axes(rows: int, columns: int, *, height: float, sharex: bool = False) -> tuple[Figure, list[Any]]:
+def page_axes(rows: int, columns: int, *, height: float, sharex: bool = False) -> tuple[Figure, list[Any]]:
     """A figure of the page's width with quiet axes, the panels row by row; needs no display."""
     try:
         from matplotlib.figure import Figure

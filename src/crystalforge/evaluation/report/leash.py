@@ -154,8 +154,9 @@ def _lines(figure: Figure, levels: np.ndarray, tau: float, right: float, limits:
         )  # fmt: skip
         at = min(right, (limits[1] - level) / tau) * 0.985
         name = "L*" if last else "L(base)" if number == 0 else "L"
+        text = f"{name} {level:.2f}".replace("-", "−")
         figure.add_annotation(
-            x=at, y=level + tau * at, text=f"{name} {level:.2f}".replace("-", "−"), showarrow=False, xanchor="right", yanchor="bottom",
+            x=at, y=level + tau * at, text=text, showarrow=False, xanchor="right", yanchor="bottom",
             font={"size": 11, "color": "#52606d"},
         )  # fmt: skip
 

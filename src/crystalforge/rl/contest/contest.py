@@ -22,6 +22,7 @@ from jaxtyping import Float64
 from crystalforge.common.seeds import derived
 from crystalforge.model.batch import TokenBatch
 from crystalforge.model.checkpoint import load_model
+from crystalforge.rewards import tilted
 from crystalforge.rewards.protocol import Reward
 from crystalforge.rl import journal
 from crystalforge.rl.config import FinetuneConfig
@@ -48,6 +49,9 @@ class Outcome:
     None for searches. stable: share with E_hull < 0.1 eV/atom, None where the reward gives no E_hull. novel: share
     unknown to the training set. scored: crystals that it had scored. cpu_seconds: of this process, without judging.
     stopped: why it ended before its budget, or None. held_out: mean value by the judge that guided nobody, or None.
+    objective, filtered: L of the law that drew the crystals, and of its restriction to those that pass the reward's
+    guards; optimum: L* by the base's crystals (`rewards.tilted`). None where the participant has no law, or is not the
+    base.
     """
 
     label: str
@@ -65,6 +69,9 @@ class Outcome:
     cpu_seconds: float
     stopped: str | None = None
     held_out: float | None = None
+    objective: float | None = None
+    filtered: float | None = None
+    optimum: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -183,6 +190,7 @@ def _judge_model(
     plan = make_plan(drawn.tokens.n_sites, np.arange(len(drawn)), piece_tokens=PIECE_TOKENS)
     now, before = (measure(m, batch, plan, as_in_update=False).total.double().numpy() for m in (model, base))
     ratio = now - before
+    reward = drawn.scores.values
     return _outcome(
         ground,
         drawn,
@@ -194,6 +202,9 @@ def _judge_model(
         scored=scored,
         cpu_seconds=cpu_seconds,
         stopped=stopped,
+        objective=tilted.objective(reward, ratio, tuning.tau).value,
+        filtered=tilted.objective(reward, ratio, tuning.tau, ~drawn.scores.refused).value,
+        optimum=tilted.optimum(reward, tuning.tau).value if kind == "base" else None,
     )
 
 
