@@ -19,17 +19,19 @@ TAU = 0.1
 REWARDS = {0: np.array([-1.0, -0.2, -1.4, 0.1]), 1: np.array([-0.9, -2.0, 0.0, -0.5])}  # of the base, by seed
 
 
-def outcome(label: str, seed: int, reward: float, objective: float, **more: float) -> Outcome:
+def outcome(label: str, seed: int, reward: float, objective: float, optimum: float | None = None) -> Outcome:
     kind = "base" if label == "base" else "learner"
-    known = {"objective": objective, "filtered": objective + 0.2} | more
-    return Outcome(label, kind, seed, TAU, 4, reward, 0.9, 0.2, 0.0, None, None, 100 * (kind != "base"), 3.0, **known)
+    return Outcome(
+        label, kind, seed, TAU, 4, reward, 0.9, 0.2, 0.0, None, None, 100 * (kind != "base"), 3.0,
+        objective=objective, filtered=objective + 0.2, optimum=optimum,
+    )  # fmt: skip
 
 
 def outcomes() -> list[Outcome]:
     found = []
     for seed, rewards in REWARDS.items():
         best = tilted.optimum(rewards, TAU).value
-        found.append(outcome("base", seed, rewards.mean(), rewards.mean(), optimum=best))
+        found.append(outcome("base", seed, float(rewards.mean()), float(rewards.mean()), best))
         found.append(outcome("rloo", seed, -0.5, -0.6 + 0.1 * seed))
     return found
 
