@@ -11,6 +11,7 @@ Shapes: B crystals, S site slots.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -28,7 +29,7 @@ GIVEN_PRECEDENCE = np.array([2, 1, 0])  # of train, val, test: what is in test s
 
 
 def fingerprints(tokens: Tokens) -> UInt8[np.ndarray, "B 16"]:
-    """The fingerprints of tokenised crystals."""
+    """The fingerprints of tokenised crystals; of rows without a site, one by space group."""
     multiplicity = wyckoff.multiplicity()
     rows = np.zeros((len(tokens), 16), np.uint8)
     for row in range(len(tokens)):
@@ -238,7 +239,7 @@ def _formula(elements: np.ndarray, counts: np.ndarray) -> str:
     total: dict[int, int] = {}
     for element, count in zip(elements.tolist(), counts.tolist(), strict=True):
         total[element] = total.get(element, 0) + count
-    divisor = int(np.gcd.reduce(list(total.values())))
+    divisor = math.gcd(*total.values())
     return ",".join(f"{element}:{total[element] // divisor}" for element in sorted(total))
 
 

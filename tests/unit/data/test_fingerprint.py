@@ -72,6 +72,16 @@ def test_different_crystals_differ(some, make):
     assert halves[0, 8:].tolist() != halves[1, 8:].tolist(), "two space groups"
 
 
+def test_a_row_without_a_site_has_a_fingerprint_of_its_own(some):
+    tokens = tokens_of(some[:2])
+    slots = tokens.wyckoff.shape[1]
+    nothing = np.zeros((1, slots), np.int32)
+    empty = Tokens(np.ones(1, np.int32), nothing, nothing, np.zeros((1, slots, 3)), np.zeros((1, 6)))
+    found = fingerprints(Tokens.concatenate([tokens, empty]))
+    np.testing.assert_array_equal(found[:2], fingerprints(tokens))
+    assert len({bytes(row) for row in found}) == 3
+
+
 def test_duplicates_go_and_the_first_stays(some):
     tokens = tokens_of([*some, *(rewritten(crystal, 7) for crystal in some)])
     keep = select(lambda rows: tokens[rows], fingerprints(tokens), np.zeros(len(tokens), np.int8), deduplicate=True)

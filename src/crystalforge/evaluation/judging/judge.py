@@ -136,7 +136,7 @@ def judge(
     for protocol in protocols:
         by_matcher[protocol.matcher, protocol.compare == "relaxed" and relaxed is not None].append(protocol)
     table = second_opinions(table, protocols[0])
-    remembered = reference.remembers(_tokens_of(table))
+    remembered = reference.remembers(tokens_of(table))
     for (settings, after), group in by_matcher.items():
         crystals = relaxed if after and relaxed is not None else generated
         stable = {}
@@ -301,7 +301,7 @@ def _nearest(
     found: list[Nearest | None] = [None] * len(compositions)
     if not len(reference):
         return found
-    prototypes = prototype_keys(_tokens_of(table))
+    prototypes = prototype_keys(tokens_of(table))
     has_tokens = table.column("spacegroup").to_numpy() > 0
     cache: dict[tuple[tuple[tuple[int, int], ...], int | None], Nearest | None] = {}
     open_questions: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
@@ -324,7 +324,7 @@ def _nearest(
     return found
 
 
-def _tokens_of(table: pa.Table) -> Tokens:
+def tokens_of(table: pa.Table) -> Tokens:
     """The token columns again; rows without tokens are all pads in space group 1."""
     size = len(table)
     wyckoff, element = np.zeros((size, MAX_SITES), np.int32), np.zeros((size, MAX_SITES), np.int32)
