@@ -6,6 +6,8 @@ Models that began with the same weights lie in one valley, and their mean is bet
 arXiv 1803.05407; M. Wortsman et al., arXiv 2203.05482). Writes work/mp as `pretrain` leaves it: model, stage.json.
 work/data is the output of ingest with the crystals of the last part and their validation split; space groups are as
 in `--groups`, another output of ingest, where that is given. A model may be a snapshot of an unfinished run, too.
+`--record` names the stage.json of the runs that the models came from: the first one's settings become those of the
+average, and `averaged` in stage.json has all of them.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from crystalforge.model.checkpoint import load_model, save_model
 from crystalforge.training.steps import evaluate
 
 PREFIX = "engine::model::"  # of a model's weights in a snapshot
+PARTS = ("config", "inputs", "metrics")  # of a run's record: what it was trained with, on what, how far it came
 
 
 def main() -> None:
@@ -34,7 +37,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="directory for the average")
     parser.add_argument("models", type=Path, nargs="+", help="directories of weights, the first a finished model")
     parser.add_argument("--groups", type=Path, help="output of ingest whose space groups count")
-    parser.add_argument("--record", type=Path, help="stage.json of the run that the first model came from")
+    parser.add_argument(
+        "--record", type=Path, nargs="*", default=[], help="stage.json of the runs, the first one first"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     loaded = load_model(arguments.models[0])
@@ -51,9 +56,16 @@ def main() -> None:
         "spacegroup_weights": groups.spacegroup_weights("train").tolist(),
     }
     digest = save_model(arguments.out / "model", loaded.model, info=info)
-    record = json.loads(arguments.record.read_text()) if arguments.record else {"stage": "pretrain", "config": {}}
-    write_json(arguments.out / "stage.json", record | {"content": digest, "metrics": found, "mlflow_run_id": None})
+    write_json(arguments.out / "stage.json", record_of(arguments.record, len(states), found, digest))
     print(json.dumps(found, indent=2))
+
+
+def record_of(runs: list[Path], models: int, metrics: dict[str, float], digest: str) -> dict[str, Any]:
+    """What stage.json says of the average: the first run's record, with the average's own metrics and content."""
+    records = [json.loads(path.read_text()) for path in runs]
+    first = records[0] if records else {"stage": "pretrain", "config": {}}
+    averaged = {"models": models, "runs": [{name: record.get(name) for name in PARTS} for record in records]}
+    return first | {"content": digest, "metrics": metrics, "averaged": averaged, "mlflow_run_id": None}
 
 
 def weights(path: Path) -> dict[str, Tensor]:

@@ -4,8 +4,9 @@
       --quality work/quality.json
 
 `--training` is a file whose text, Markdown, stands for the card's paragraph on data and training, if these were others.
-`--before` is the run whose weights this one began with, where it did. `--quality` is what `benchmarks/generator.py`
-printed, for the card.
+`--before` names the runs whose weights this one began with, the first one first, or a shipped model for all of them:
+stage.json has their settings and metrics under `before`, metrics.jsonl their course. `--quality` is what
+`benchmarks/generator.py` printed, for the card.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from crystalforge.model.checkpoint import load_model
 
 FACTORS = ("wyckoff", "element", "coords", "lattice")
 LARGEST = 20 * 2**20  # bytes of one shipped model
+KEPT = ("config", "inputs", "metrics", "averaged", "before")  # of the record of a run that another one began with
 
 
 def main() -> None:
@@ -33,7 +36,7 @@ def main() -> None:
     parser.add_argument("base", type=Path, help="output of pretrain")
     parser.add_argument("data", type=Path, help="output of ingest that it was trained on")
     parser.add_argument("out", type=Path, help="directory of the shipped model; its name is the model's")
-    parser.add_argument("--before", type=Path, help="output of pretrain that `base` started from")
+    parser.add_argument("--before", type=Path, nargs="*", default=[], help="what `base` started from, the first first")
     parser.add_argument("--training", type=Path, help="Markdown: what it was trained on, and how")
     parser.add_argument("--quality", type=Path, help="what benchmarks/generator.py printed of the model's crystals")
     arguments = parser.parse_args()
@@ -52,7 +55,7 @@ def ship(
     data: Path,
     out: Path,
     *,
-    before: Path | None = None,
+    before: Sequence[Path] = (),
     quality: Path | None = None,
     training: Path | None = None,
 ) -> None:
@@ -61,15 +64,15 @@ def ship(
     InputError when the model is larger than may be shipped.
     """
     record = json.loads((base / "stage.json").read_text())
-    earlier = None if before is None else json.loads((before / "stage.json").read_text())
+    earlier = [json.loads((run / "stage.json").read_text()) for run in before]
     store = TokenStore.open(data / "store")
     loaded = load_model(base / "model")
     weights = sum(value.numel() for value in loaded.model.parameters())
     measured = None if quality is None else json.loads(quality.read_text())
     with atomic_directory(out) as place:
         shutil.copytree(base / "model", place / "model")
-        (place / "metrics.jsonl").write_text(course(base, before))
-        write_json(place / "stage.json", record | {"mlflow_run_id": None})
+        (place / "metrics.jsonl").write_text(course([*before, base]))
+        write_json(place / "stage.json", whole(record, earlier))
         fingerprint = np.asarray(store.column("fingerprint")[store.split("train")])
         np.save(place / "model" / "fingerprints.npy", np.unique(second_half(fingerprint)))
         said = None if training is None else training.read_text().strip()
@@ -80,15 +83,22 @@ def ship(
             raise InputError(f"{size / 2**20:.1f} MiB, at most {LARGEST >> 20} may be shipped", source=base)
 
 
-def course(base: Path, before: Path | None) -> str:
-    """The training log, both parts as one: steps and seconds go on."""
-    lines = [json.loads(line) for line in (base / "metrics.jsonl").read_text().splitlines()]
-    if before is None:
-        first: list[dict[str, float]] = []
-    else:
-        first = [json.loads(line) for line in (before / "metrics.jsonl").read_text().splitlines()]
-        lines = [line | {name: line[name] + first[-1][name] for name in ("step", "seconds", "epoch")} for line in lines]
-    return "".join(json.dumps(line) + "\n" for line in [*first, *lines])
+def whole(record: dict[str, Any], earlier: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The record that ships: its own settings and those of the runs that it began with, not whose MLflow run it was."""
+    parts = [{name: run[name] for name in KEPT if name in run} for run in earlier]
+    past = parts[0].pop("before", []) + parts if parts else []
+    return record | ({"before": past} if past else {}) | {"mlflow_run_id": None}
+
+
+def course(runs: Sequence[Path]) -> str:
+    """The training log of several runs as one: steps, seconds and epochs go on. An average has none of its own."""
+    lines: list[dict[str, float]] = []
+    for run in runs:
+        file = run / "metrics.jsonl"
+        own = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        done = {name: lines[-1][name] if lines else 0 for name in ("step", "seconds", "epoch")}
+        lines += [line | {name: line[name] + value for name, value in done.items()} for line in own]
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def second_half(fingerprint: np.ndarray) -> np.ndarray:
@@ -99,7 +109,7 @@ def second_half(fingerprint: np.ndarray) -> np.ndarray:
 def card(
     name: str,
     record: dict[str, Any],
-    earlier: dict[str, Any] | None,
+    earlier: Sequence[dict[str, Any]],
     counts: dict[str, int],
     weights: int,
     quality: dict[str, Any] | None,
@@ -148,13 +158,13 @@ come under CC-BY 4.0: name the Materials Project when you use them. The program 
 """
 
 
-def trained(name: str, record: dict[str, Any], earlier: dict[str, Any] | None, counts: dict[str, int]) -> str:
+def trained(name: str, record: dict[str, Any], earlier: Sequence[dict[str, Any]], counts: dict[str, int]) -> str:
     """What it was trained on, and how, Markdown."""
     training, metrics = record["config"]["pretrain"], record["metrics"]
     steps, minutes = metrics["steps"], metrics["seconds"] / 60
     parts = ""
-    if earlier is not None:
-        first = earlier["metrics"]
+    if earlier:
+        first = earlier[-1]["metrics"]
         parts = f" ({first['steps']:.0f} at a constant rate, {steps:.0f} while it fell to zero)"
         steps, minutes = steps + first["steps"], minutes + first["seconds"] / 60
     seen = steps * training["batch_size"] / counts["train"]

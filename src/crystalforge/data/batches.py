@@ -43,12 +43,15 @@ def epoch_batches(
     bucket: bool = True,
     groups: int = 1,
     start: int = 0,
+    chosen: Int64[np.ndarray, " n"] | None = None,
 ) -> Iterator[Int64[np.ndarray, " b"]]:
     """Row indices of each batch of one epoch, from batch number `start` on (the cursor of a resumed run).
 
+    chosen: the rows of the split that take part; None: all.
+
     >>> batches = epoch_batches(store, "train", 100, seed=0, epoch=3, start=17)   # doctest: +SKIP
     """
-    rows = store.split(split)
+    rows = store.split(split) if chosen is None else chosen
     n_sites = store.column("n_sites")[rows] if bucket else None
     order, bounds = plan_epoch(rows.size, batch_size, seed, epoch, n_sites=n_sites, groups=groups)
     for first, last in bounds[start:]:

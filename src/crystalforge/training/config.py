@@ -109,6 +109,11 @@ class PretrainConfig(BaseModel):
     redescribe: bool = Field(
         default=False, description="each time a crystal comes, draw its sites' points anew among equivalent ones"
     )
+    max_e_above_hull: float | None = Field(
+        default=None,
+        description="eV/atom; crystals of the training split that state a larger energy above the hull are passed "
+        "over, those that state none are not; None: all are used",
+    )
     bucket: bool = Field(default=True, description="put crystals of similar length into one batch")
     bucket_groups: int = Field(
         default=1, ge=1, description="of how many groups of similar length a batch is made; wants as many passes"

@@ -126,6 +126,14 @@ def pretrain(
     return PretrainResult(model_dir, metrics)
 
 
+def training_rows(store: TokenStore, config: PretrainConfig) -> Int64[np.ndarray, " n"]:
+    """The rows of the training split that the configuration wants."""
+    rows = store.split("train")
+    if config.max_e_above_hull is None:
+        return rows
+    return rows[~(np.asarray(store.column("e_above_hull")[rows]) > config.max_e_above_hull)]  # unknown ones are NaN
+
+
 class Run:
     """One run of pre-training: an engine, a cursor, and the folder that both are saved to."""
 
@@ -141,6 +149,7 @@ class Run:
     ) -> None:
         self.config, self.store, self.out, self.engine, self.seed = config, store, out, engine, seed
         self.on_metrics, self.identity = on_metrics, identity
+        self.rows = training_rows(store, config)
         self.ranks = engine.ranks
         self.cursor = Cursor()
         self.last: dict[str, float] = {}  # the newest value of each metric
@@ -216,11 +225,12 @@ class Run:
             bucket=self.config.bucket,
             groups=self.config.bucket_groups,
             start=self.cursor.batch,
+            chosen=self.rows,
         )
 
     def _total_steps(self) -> int | None:
         """Optimiser steps that epochs and steps allow; None when only the clock bounds the run."""
-        per_epoch = batches_per_epoch(self.store.split("train").size, self.config.batch_size)
+        per_epoch = batches_per_epoch(self.rows.size, self.config.batch_size)
         bounds = [self.config.steps] if self.config.steps is not None else []
         if self.config.epochs is not None:
             bounds.append(self.config.epochs * per_epoch)
@@ -337,9 +347,9 @@ def _identity(model_config: ModelConfig, config: PretrainConfig, store: TokenSto
 
 def _check_data(store: TokenStore, model_config: ModelConfig, config: PretrainConfig) -> None:
     """The training split is not empty, and the law allows every crystal in it and in the validation split."""
-    if not store.split("train").size:
+    if not training_rows(store, config).size:
         raise InputError(
-            "the training split is empty",
+            "the training split is empty, or none of it is below pretrain.max_e_above_hull",
             source=store.path,
             remedy="ingest more data or change the shares of the splits",
         )

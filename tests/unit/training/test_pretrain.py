@@ -18,14 +18,14 @@ import pytest
 import torch
 
 from crystalforge.common.errors import InputError
-from crystalforge.data.store import TokenStore
+from crystalforge.data.store import Rows, TokenStore
 from crystalforge.model.checkpoint import load_model, weights_hash
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.likelihood import log_prob
 from crystalforge.model.network import CrystalFormer
 from crystalforge.training.config import OptimizerConfig, PretrainConfig
 from crystalforge.training.engine import TorchEngine
-from crystalforge.training.pretrain import pretrain
+from crystalforge.training.pretrain import pretrain, training_rows
 from crystalforge.training.ranks import Ranks
 from crystalforge.training.steps import evaluate, pieces, train_step
 
@@ -218,7 +218,7 @@ def test_it_stops_when_validation_no_longer_improves(make_store: MakeStore, tmp_
 
 
 @pytest.mark.parametrize("fast", [{"bucket": True}, {"piece_tokens": 30}])
-def test_how_a_batch_is_cut_does_not_change_its_gradient(make_store: MakeStore, fast: dict[str, object]) -> None:
+def test_how_a_batch_is_cut_does_not_change_its_gradient(make_store: MakeStore, fast: dict[str, int]) -> None:
     """Truncated pieces against one padded batch of all slots."""
     store = make_store(24)
     rows = store.split("train")
@@ -293,3 +293,33 @@ def test_bfloat16_learns_as_float32_does(model: ModelConfig, make_store: MakeSto
         losses[precision] = result.metrics["val/nll"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
     assert losses["bfloat16"] != losses["float32"]
+
+
+def test_crystals_too_far_above_the_hull_are_passed_over_and_unknown_ones_are_not(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    tokens = make_store(30).tokens(np.arange(30))
+    above = np.tile([0.05, np.nan, 0.3], 10)
+    kept = np.flatnonzero(~(above > 0.1))
+    stores = {}
+    for name, rows in (("all", np.arange(30)), ("kept", kept)):
+        content = Rows.of(
+            tokens[rows],
+            [f"c{row}" for row in rows],
+            split=np.zeros(len(rows), np.int8),
+            properties={"e_above_hull": above[rows]},
+        )
+        TokenStore.write(
+            tmp_path / name,
+            [content],
+            rows=len(rows),
+            sites=content.wyckoff.size,
+            id_bytes=sum(map(len, content.ids)),
+        )
+        stores[name] = TokenStore.open(tmp_path / name)
+    limited = config(epochs=2, steps=None, max_e_above_hull=0.1)
+    np.testing.assert_array_equal(training_rows(stores["all"], limited), kept)
+    first = pretrain(SMALL, limited, stores["all"], tmp_path / "first", seed=1)
+    second = pretrain(SMALL, config(epochs=2, steps=None), stores["kept"], tmp_path / "second", seed=1)
+    assert first.metrics["steps"] == second.metrics["steps"] == 2 * 3  # 20 of 30 crystals, 8 a batch
+    assert final(first.model_dir) == final(second.model_dir)
