@@ -33,9 +33,10 @@ class TokenBatch:
 
     @classmethod
     def from_tokens(
-        cls, tokens: Tokens, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls, tokens: Tokens, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> TokenBatch:
-        """Copy `tokens` to `device`; coordinates and lattice become `dtype`."""
+        """Copy `tokens` to `device`; coordinates and lattice become `dtype` (None: torch's default, float32)."""
+        dtype = dtype or torch.get_default_dtype()
         return cls(
             torch.as_tensor(tokens.spacegroup, dtype=torch.int64).to(device),
             torch.as_tensor(tokens.wyckoff, dtype=torch.int64).to(device),

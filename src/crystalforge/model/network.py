@@ -88,9 +88,13 @@ def rotate(
 
 
 def rotary_angles(
-    positions: int, channels: int, dtype: torch.dtype = torch.float32
+    positions: int, channels: int, dtype: torch.dtype | None = None
 ) -> tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]]:
-    """cos and sin of position x 10000^(-2m/d). The published model builds them in float32, whatever it runs in."""
+    """cos and sin of position x 10000^(-2m/d). The published model builds them in float32, whatever it runs in.
+
+    dtype: None for torch's default, which is float32.
+    """
+    dtype = dtype or torch.get_default_dtype()
     frequency = 1.0 / 10000.0 ** (torch.arange(0, channels, 2, dtype=dtype) / channels)
     angle = torch.arange(positions, dtype=dtype)[:, None] * frequency
     return angle.cos(), angle.sin()
@@ -209,7 +213,7 @@ class CrystalFormer(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: ModelConfig, *, rotary_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, config: ModelConfig, *, rotary_dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.config = config
         self.build(config)

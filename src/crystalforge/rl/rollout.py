@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float64, Int32, Int64
 
 from crystalforge.common.errors import InputError
@@ -52,8 +53,12 @@ class Source:
         return np.repeat(groups.astype(np.int64), size)
 
     def draw(self, model: CrystalFormer, first_index: int, count: int) -> tuple[Tokens, Float64[np.ndarray, " B"]]:
-        """Crystals first_index, ... in this order, and their log-probabilities under the model."""
+        """Crystals first_index, ... in this order, and their log-probabilities under the model.
+
+        In float32, or in float64 where the model is.
+        """
         model.eval()
+        double = model.head.weight.dtype == torch.float64
         with one_thread():
             samples = sample(
                 model,
@@ -61,6 +66,7 @@ class Source:
                 seed=self.seed,
                 first_index=first_index,
                 constraints=self.constraints,
+                precision="float64" if double else "float32",
             )
         assert np.array_equal(samples.index, np.arange(first_index, first_index + count))
         return samples.tokens, samples.total_log_prob

@@ -1,4 +1,4 @@
-"""Rewards that cost nothing and whose right answer is known: for tests, demonstrations and benchmarks."""
+"""A reward that costs nothing and whose right answer is known, and guards of its kind: for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Int32
 
 from crystalforge.common.files import sha256_json
 from crystalforge.crystal.crystal import Crystal
@@ -48,3 +49,26 @@ class ElementReward:
                 values[row] = np.mean([self.worth.get(int(z), self.other) for z in crystal.numbers])
         status = np.where(built, Status.OK, Status.NOT_BUILT).astype(np.int32)
         return Scores(values, status, {"cost": np.where(built, -values, np.nan)})
+
+
+@dataclass(frozen=True)
+class ElementScreen:
+    """Guards that refuse whatever holds an element beyond `heaviest`; see `crystalforge.rl.rollout.Screen`.
+
+    >>> heavy = Crystal.of(np.eye(3) * 4, [12, 101], [[0, 0, 0], [.5, .5, .5]])
+    >>> [Status(status).name for status in ElementScreen()([heavy, None])]
+    ['EXCLUDED', 'NOT_BUILT']
+    """
+
+    heaviest: int = 100
+    floor: float = -1.0
+
+    def __call__(self, crystals: Sequence[Crystal | None]) -> Int32[np.ndarray, " B"]:
+        """Status of each crystal."""
+        status = [
+            Status.NOT_BUILT if crystal is None
+            else Status.EXCLUDED if crystal.numbers.max() > self.heaviest
+            else Status.OK
+            for crystal in crystals
+        ]  # fmt: skip
+        return np.array(status, dtype=np.int32)

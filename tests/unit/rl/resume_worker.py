@@ -20,10 +20,9 @@ import torch
 from crystalforge.crystal.convert import to_crystals
 from crystalforge.model.checkpoint import load_model
 from crystalforge.model.sampling.sampler import sample
-from crystalforge.rewards.protocol import Status
 from crystalforge.rl.config import FinetuneConfig, MonitorConfig
 from crystalforge.rl.finetune import finetune
-from crystalforge.rl.testing import ElementReward
+from crystalforge.rl.testing import ElementReward, ElementScreen
 
 WORTH = dict.fromkeys(range(5, 25), 1.0)
 PAUSE = 0.02  # seconds inside the reward, to spread the instants of death
@@ -44,16 +43,6 @@ class Logged(ElementReward):
         return scores
 
 
-class Screen:
-    """Refuses what holds an element beyond fermium."""
-
-    floor = -1.0
-
-    def __call__(self, crystals):
-        heavy = [crystal is None or crystal.numbers.max() > 100 for crystal in crystals]
-        return np.where(heavy, Status.EXCLUDED, Status.OK).astype(np.int32)
-
-
 def session(base: Path, out: Path, steps: int, algorithm: str) -> int:
     """Start a process that fine-tunes from wherever `out` stands; its id."""
     process = os.fork()
@@ -61,20 +50,14 @@ def session(base: Path, out: Path, steps: int, algorithm: str) -> int:
         return process
     weights = np.zeros(230)
     weights[[220, 224, 226]] = 1.0
+    common = {"steps": steps, "batch_size": 20, "learning_rate": 5e-3, "minibatches": 2, "checkpoint_every": 3}
     more = {"filter": True, "kept": 20, "average": 0.9} if algorithm == "balance" else {}
-    config = FinetuneConfig(
-        algorithm=algorithm,
-        **more,
-        steps=steps,
-        batch_size=20,
-        learning_rate=5e-3,
-        minibatches=2,
-        checkpoint_every=3,
-        monitor=MonitorConfig(every=4),
+    config = FinetuneConfig.model_validate(
+        common | more | {"algorithm": algorithm, "monitor": MonitorConfig(every=4)},
     )
     try:
-        held_out = ElementReward(WORTH, name="other")
-        finetune(config, base, Logged(out / "scored.log"), weights, out, seed=3, held_out=held_out, screen=Screen())
+        reward, held_out = Logged(out / "scored.log"), ElementReward(WORTH, name="other")
+        finetune(config, base, reward, weights, out, seed=3, held_out=held_out, screen=ElementScreen())
         os._exit(0)
     except BaseException as error:
         print(repr(error), file=sys.stderr)

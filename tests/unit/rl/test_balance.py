@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from crystalforge.common.errors import InputError
-from crystalforge.crystal import Crystal
 from crystalforge.model.checkpoint import load_model, weights_hash
 from crystalforge.rewards import tilted
-from crystalforge.rewards.protocol import RewardUnavailable, Status
+from crystalforge.rewards.protocol import RewardUnavailable
 from crystalforge.rl import journal, losses, rollout
 from crystalforge.rl.algorithms import Evidence, balance_target
 from crystalforge.rl.config import FinetuneConfig, MonitorConfig
 from crystalforge.rl.finetune import finetune
-from crystalforge.rl.testing import ElementReward
+from crystalforge.rl.testing import ElementReward, ElementScreen
 
 BASE = torch.tensor([0.35, 0.05, 0.2, 0.25, 0.1, 0.05], dtype=torch.float64)
 REWARD = torch.tensor([0.1, 0.5, -0.3, 0.2, 0.45, -1.0], dtype=torch.float64)
@@ -92,24 +91,9 @@ def test_rewards_below_the_lowest_are_learned_as_the_lowest():
     assert float(target[5] - start[5]) == pytest.approx(float(target[2] - start[2]))
 
 
-class Screen:
-    """Refuses crystals that hold an element beyond `heaviest`."""
-
-    floor = -1.0
-
-    def __init__(self, heaviest: int) -> None:
-        self.heaviest = heaviest
-
-    def __call__(self, crystals: list[Crystal | None]) -> np.ndarray:
-        heavy = [crystal is not None and crystal.numbers.max() > self.heaviest for crystal in crystals]
-        missing = [crystal is None for crystal in crystals]
-        status = np.where(missing, Status.NOT_BUILT, np.where(heavy, Status.EXCLUDED, Status.OK))
-        return status.astype(np.int32)
-
-
 def run(out, base, cubic, reward, *, steps: int = 3, heaviest: int = 100, **changes):
     config = FinetuneConfig(steps=steps, checkpoint_every=2, monitor=UNWATCHED, **SMALL | changes)
-    return finetune(config, base, reward, cubic, out, seed=1, screen=Screen(heaviest))
+    return finetune(config, base, reward, cubic, out, seed=1, screen=ElementScreen(heaviest))
 
 
 def test_a_step_draws_until_enough_pass_and_pays_for_these_alone(tmp_path, base, cubic, oxide_reward):
