@@ -1,9 +1,9 @@
 """Jobs of several processes under torchrun, killed and taken up again: ranks_worker.py KIND SOURCE OUT.
 
-KIND is pretrain (on the token store SOURCE) or finetune (of the model SOURCE). OUT/whole is never disturbed; `killed`
-dies ten times by SIGKILL, of one rank or of the whole job, between which two of its checkpoints are damaged; `fewer`
-goes on alone from where two were killed; `more` goes on with two from where one stopped. torchrun's own agent starts
-the ranks; it forks them, which saves importing torch for each. Prints a record of each kill as a line of JSON.
+KIND is pretrain (on the token store SOURCE), ppo or balance (of the model SOURCE). OUT/whole is never disturbed;
+`killed` dies ten times by SIGKILL, of one rank or of the whole job, between which two of its checkpoints are damaged;
+`fewer` goes on alone from where two were killed; `more` goes on with two from where one stopped. torchrun's own agent
+starts the ranks; it forks them, which saves importing torch for each. Prints a record of each kill as a line of JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import shutil
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,17 +30,23 @@ from crystalforge.model.config import ModelConfig
 from crystalforge.model.sampling.sampler import sample
 from crystalforge.rl.config import FinetuneConfig, MonitorConfig
 from crystalforge.rl.finetune import finetune
-from crystalforge.rl.testing import ElementReward
+from crystalforge.rl.testing import ElementReward, ElementScreen
 from crystalforge.training.config import OptimizerConfig, PretrainConfig
 from crystalforge.training.pretrain import pretrain
 from crystalforge.training.ranks import Ranks, open_ranks
 
 KILLS = 10
-STEPS = {"pretrain": 28, "finetune": 14}
+STEPS = {"pretrain": 28, "ppo": 14, "balance": 14}
 MODEL = ModelConfig(
     layers=1, heads=2, head_size=4, width=8, embedding=4, first_wyckoff_hidden=8, dropout=0.0, attention_dropout=0.0
 )
 WORTH = dict.fromkeys(range(5, 25), 1.0)
+# Balance with all that it has beside PPO: crystals drawn until enough pass, earlier ones, a moving average. At PPO's
+# rate it would carry rounding to any size within these steps, and other ranks would end elsewhere.
+OWN: dict[str, dict[str, Any]] = {
+    "ppo": {},
+    "balance": {"learning_rate": 1e-3, "filter": True, "kept": 12, "average": 0.8, "fade": 0.5},
+}
 
 
 def train(store: Path, out: Path, steps: int, ranks: Ranks) -> None:
@@ -50,23 +58,26 @@ def train(store: Path, out: Path, steps: int, ranks: Ranks) -> None:
     pretrain(MODEL, config, TokenStore.open(store), out, seed=5, ranks=ranks)
 
 
-def tune(base: Path, out: Path, steps: int, ranks: Ranks) -> None:
-    """PPO on a reward that costs nothing, with a judge of its own."""
+def tune(algorithm: str, base: Path, out: Path, steps: int, ranks: Ranks) -> None:
+    """Reinforcement on a reward that costs nothing, with a judge of its own."""
     weights = np.zeros(230)
     weights[[220, 224, 226]] = 1.0
-    config = FinetuneConfig(
-        steps=steps, batch_size=16, learning_rate=5e-3, minibatches=2, checkpoint_every=2, piece_tokens=200,
-        monitor=MonitorConfig(every=4),
-    )  # fmt: skip
+    common = {"batch_size": 16, "learning_rate": 5e-3, "minibatches": 2, "checkpoint_every": 2, "piece_tokens": 200}
+    monitor = MonitorConfig(every=4)
+    config = FinetuneConfig(algorithm=algorithm, steps=steps, monitor=monitor, **common | OWN[algorithm])  # type: ignore
     judge = ElementReward(WORTH, name="other")
-    finetune(config, base, ElementReward(WORTH), weights, out, seed=3, held_out=judge, ranks=ranks)
+    reward = ElementReward(WORTH)
+    finetune(config, base, reward, weights, out, seed=3, held_out=judge, screen=ElementScreen(110), ranks=ranks)
+
+
+JOBS = {"pretrain": train} | {algorithm: partial(tune, algorithm) for algorithm in OWN}
 
 
 def rank(kind: str, source: str, out: str, steps: int) -> None:
     """What each process does."""
     with open_ranks("cpu") as ranks:
         Path(out, f"rank-{ranks.rank}.pid").write_text(str(os.getpid()))
-        {"pretrain": train, "finetune": tune}[kind](Path(source), Path(out), steps, ranks)
+        JOBS[kind](Path(source), Path(out), steps, ranks)
 
 
 def session(kind: str, source: Path, out: Path, *, ranks: int = 2, steps: int | None = None) -> int:
@@ -167,6 +178,6 @@ if __name__ == "__main__":
     import torch._dynamo  # which every first step of an optimiser imports, for a second and more
 
     kind, source, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    if kind == "finetune":  # all tables are loaded before the first fork
+    if kind in OWN:  # all tables are loaded before the first fork
         to_crystals(sample(load_model(source).model, np.full(4, 225), seed=0).tokens, primitive=True)
     main(kind, source, out, random.Random(2))

@@ -1,4 +1,4 @@
-"""Two processes under torchrun, killed ten times each at pre-training and at tuning, end as if nothing had happened.
+"""Two processes under torchrun, killed ten times each at pre-training, PPO and balance, end as if nothing had happened.
 
 Checkpoints that were damaged in between are passed over, and another number of processes may go on.
 """
@@ -25,7 +25,7 @@ from crystalforge.model.published.parity import fixture_tokens, load_fixture
 WORKER = Path(__file__).with_name("ranks_worker.py")
 FIXTURE = Path(__file__).parents[1] / "parity" / "model_tiny.npz"
 pytestmark = pytest.mark.timeout(1200)  # a minute; on a machine full of other work, processes wait for one another
-STEPS = {"pretrain": 28, "finetune": 14}
+STEPS = {"pretrain": 28, "ppo": 14, "balance": 14}
 # Gradients summed in another order, carried through the run by Adam at 1e-2 and 5e-3; weights are of order 0.1.
 CHANGED_RANKS = 2e-4
 
@@ -43,7 +43,7 @@ class Jobs:
 def jobs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     """All jobs of one kind."""
     kind, folder = request.param, tmp_path_factory.mktemp(request.param)
-    source = {"pretrain": make_store, "finetune": make_base}[kind](folder / "source")
+    source = (make_store if kind == "pretrain" else make_base)(folder / "source")
     worker = subprocess.run(
         # Without this folder on the path: one of its neighbours is named like a package.
         [sys.executable, "-P", str(WORKER), kind, str(source), str(folder)],
@@ -114,4 +114,5 @@ def test_only_the_first_rank_records(jobs: Jobs) -> None:
         assert len(trained) == STEPS[jobs.kind]
     total = f"{STEPS[jobs.kind]}/{STEPS[jobs.kind]} step"
     lines = (jobs.folder / "whole" / "log").read_text().splitlines()
-    assert sum(line.startswith(jobs.kind) and total in line for line in lines) == 1
+    stage = "pretrain" if jobs.kind == "pretrain" else "finetune"
+    assert sum(line.startswith(stage) and total in line for line in lines) == 1

@@ -1,15 +1,19 @@
-"""Two training jobs, of two ranks and of one, that run every engine on the same batches: engine_worker.py STORE OUT.
+"""Two training jobs, of two ranks and of one, that run every engine on the same batches: engine_worker.py
+STORE BASE OUT.
 
 Ranks are forked, which saves importing DeepSpeed three times. The first rank of each job leaves OUT/ranks-N.json: for
 each engine, stage and accumulation the losses and gradient norms of STEPS steps, and the final weights. Half way,
 every state goes through a snapshot into a new engine; runs named `from-...` take up the half-way snapshot of another
-engine, or of another number of ranks.
+engine, or of another number of ranks. PPO and balance tune the model BASE likewise, for TUNING_STEPS steps, in runs
+named `changed` from torch to another engine and back; all learn from the crystals that torch drew, for rounding may
+send a draw elsewhere.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -17,14 +21,20 @@ import traceback
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from crystalforge.data.batches import epoch_batches
 from crystalforge.data.store import TokenStore
 from crystalforge.integrations.deepspeed import DeepSpeedEngine
+from crystalforge.model.checkpoint import load_model
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import CrystalFormer
+from crystalforge.rl.config import FinetuneConfig, MonitorConfig
+from crystalforge.rl.finetune import finetune
+from crystalforge.rl.testing import ElementReward, ElementScreen
 from crystalforge.training.config import OptimizerConfig, PretrainConfig
 from crystalforge.training.engine import Engine, MakeEngine, TorchEngine
 from crystalforge.training.ranks import Ranks, open_ranks
@@ -32,6 +42,7 @@ from crystalforge.training.snapshots import load_snapshot, save_snapshot
 from crystalforge.training.steps import train_step
 
 STEPS, HALF = 20, 10
+TUNING_STEPS, TUNING_HALF = 4, 2
 BATCH = 13  # two ranks get seven and six rows, and with accumulation 4 four and three pieces
 MODEL = ModelConfig(
     layers=1, heads=2, head_size=4, width=8, embedding=4, first_wyckoff_hidden=8, dropout=0.0, attention_dropout=0.0
@@ -41,6 +52,18 @@ OPTIMIZER = OptimizerConfig(learning_rate=3e-3, gradient_clip=2.0, weight_decay=
 ENGINES: Mapping[str, MakeEngine] = {
     "torch": TorchEngine,
     **{f"zero{stage}": partial(DeepSpeedEngine, zero_stage=stage) for stage in (0, 1, 2)},
+}
+
+# Clipped steps, several a batch; balance with earlier crystals, refused ones and a moving average.
+COMMON = {
+    "batch_size": 10, "learning_rate": 3e-3, "gradient_clip": 1.0, "inner_steps": 2, "minibatches": 2,
+    "piece_tokens": 200, "checkpoint_every": TUNING_HALF,
+    "monitor": MonitorConfig(every=10, max_gap=None, min_unique=None, max_kl=None),
+}  # fmt: skip
+TUNING: dict[str, dict[str, Any]] = {
+    "ppo": COMMON | {"algorithm": "ppo"},
+    "balance": COMMON
+    | {"algorithm": "balance", "gradient_clip": 13.0, "filter": True, "kept": 8, "average": 0.9, "fade": 0.5},
 }
 
 
@@ -76,7 +99,49 @@ def new(make: MakeEngine, ranks: Ranks, optimizer: OptimizerConfig = OPTIMIZER) 
     return make(model, optimizer, ranks)
 
 
-def main(store: TokenStore, out: Path, ranks: Ranks) -> None:
+def tune(algorithm: str, base: Path, out: Path, steps: int, ranks: Ranks, make: MakeEngine) -> None:
+    """Fine-tuning from wherever `out` stands."""
+    weights = np.zeros(230)
+    weights[[61, 220, 224, 226]] = 1.0
+    config = FinetuneConfig.model_validate(TUNING[algorithm] | {"steps": steps})
+    reward = ElementReward(dict.fromkeys(range(5, 25), 1.0))
+    finetune(config, base, reward, weights, out, seed=3, screen=ElementScreen(), ranks=ranks, make_engine=make)
+
+
+def tuned(base: Path, out: Path, ranks: Ranks) -> Iterator[tuple[str, dict[str, list[float]]]]:
+    """What every engine makes of the crystals that the oracle, torch on two ranks, drew."""
+    for algorithm in TUNING:
+        for name, make in ENGINES.items():
+            folder = ranks.by_first(partial(new_run, out, algorithm, name, ranks.world_size))
+            tune(algorithm, base, folder, TUNING_STEPS, ranks, make)
+            yield f"{algorithm}-{name}", tuning_report(folder)
+        for name in ("zero1", "zero2"):  # to it from torch, and back
+            folder = ranks.by_first(partial(new_run, out, algorithm, f"{name}-changed", ranks.world_size))
+            for steps, make in ((1, TorchEngine), (TUNING_HALF, ENGINES[name]), (TUNING_STEPS, TorchEngine)):
+                tune(algorithm, base, folder, steps, ranks, make)
+            yield f"{algorithm}-{name}-changed", tuning_report(folder)
+
+
+def new_run(out: Path, algorithm: str, name: str, world_size: int) -> Path:
+    """A folder to tune in, with the oracle's crystals once there are any."""
+    oracle, folder = out / f"{algorithm}-torch-ranks2", out / f"{algorithm}-{name}-ranks{world_size}"
+    if oracle.exists():
+        shutil.copytree(oracle / "samples", folder / "samples")
+    return folder
+
+
+def tuning_report(folder: Path) -> dict[str, list[float]]:
+    """Losses, norms and weights, as those of a `Course`; `weights` is what is handed over, the average where kept."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    weights = torch.cat([p.detach().reshape(-1) for p in load_model(folder / "model").model.parameters()])
+    return {
+        "loss": [line["update/loss"] for line in lines],
+        "norm": [line["gradient/norm"] for line in lines],
+        "weights": weights.tolist(),
+    }
+
+
+def main(store: TokenStore, base: Path, out: Path, ranks: Ranks) -> None:
     found: dict[str, dict[str, list[float]]] = {}
     for accumulation in (1, 4):
         for name, make in ENGINES.items():
@@ -106,11 +171,12 @@ def main(store: TokenStore, out: Path, ranks: Ranks) -> None:
             course.engine.load_state_dict(restored[1])
             course.go(store, 1, range(HALF, STEPS))
             found[f"{name}-from-{other.name}"] = course.report()
+    found |= dict(tuned(base, out, ranks))
     if ranks.leads:
         (out / f"ranks-{ranks.world_size}.json").write_text(json.dumps(found))
 
 
-def job(world_size: int, store: Path, out: Path) -> None:
+def job(world_size: int, store: Path, base: Path, out: Path) -> None:
     """Fork the ranks, and wait for them; the first failure ends all."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -125,7 +191,7 @@ def job(world_size: int, store: Path, out: Path) -> None:
         try:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             with open_ranks("cpu") as ranks:
-                main(TokenStore.open(store), out, ranks)
+                main(TokenStore.open(store), base, out, ranks)
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -144,4 +210,4 @@ if __name__ == "__main__":
     import torch._dynamo  # which every first step of an optimiser imports, for a second and more
 
     for world_size in (2, 1):  # two first: one takes up what they left
-        job(world_size, Path(sys.argv[1]), Path(sys.argv[2]))
+        job(world_size, *(Path(name) for name in sys.argv[1:]))

@@ -1,7 +1,8 @@
 """DeepSpeed against plain PyTorch: the same batches, the same losses, gradients and weights.
 
 Every ZeRO stage, with and without gradient accumulation, on one and on two processes, clipping, decay, warm-up and
-weight average included; half way each state goes to the disk and into a new engine. Only on CPUs, over gloo.
+weight average included; half way each state goes to the disk and into a new engine. PPO and balance make the same steps
+too, from the same crystals. Only on CPUs, over gloo.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from crystalforge.data.store import Rows, TokenStore
+from crystalforge.model.checkpoint import save_model
+from crystalforge.model.config import ModelConfig
+from crystalforge.model.network import CrystalFormer
 from crystalforge.model.published.parity import fixture_tokens, load_fixture
 
 pytest.importorskip("deepspeed", reason="pip install 'crystalforge[training]' brings DeepSpeed")
@@ -30,6 +35,7 @@ CRYSTALS = 40
 LOSS_TOLERANCE = 5e-5  # nats per crystal, of some 100
 NORM_TOLERANCE = 5e-6  # relative
 WEIGHT_TOLERANCE = 2e-5  # of steps that add up to 5e-2
+TUNING_TOLERANCE = 1e-5  # of |difference| / (1 + |value|), sixteen steps of Adam: seen 3e-7 and 5e-7, weights 8e-7
 # Products rounded to 8 bits, the same in both: seen 1e-6 and 1e-7, until a sum tips a rounding (2^-8 of one number).
 BFLOAT16_LOSS_TOLERANCE = 1e-3  # nats per crystal
 BFLOAT16_NORM_TOLERANCE = 1e-3  # relative
@@ -46,11 +52,14 @@ def courses(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Cou
     tokens = fixture_tokens(fixture)[fixture["kind"] < 2]
     tokens = tokens[np.random.default_rng(0).integers(len(tokens), size=CRYSTALS)]
     rows = Rows.of(tokens, [str(n) for n in range(CRYSTALS)], split=np.zeros(CRYSTALS, np.int8))
-    sizes = {"rows": len(rows), "sites": rows.wyckoff.size, "id_bytes": sum(map(len, rows.ids))}
-    TokenStore.write(folder / "store", [rows], **sizes)
+    id_bytes = sum(map(len, rows.ids))
+    TokenStore.write(folder / "store", [rows], rows=len(rows), sites=rows.wyckoff.size, id_bytes=id_bytes)
+    torch.manual_seed(0)
+    tiny = ModelConfig(layers=1, heads=2, head_size=8, width=16, embedding=8, first_wyckoff_hidden=8)
+    save_model(folder / "base", CrystalFormer(tiny), info={})
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     worker = subprocess.run(
-        [sys.executable, str(WORKER), str(folder / "store"), str(folder)],
+        [sys.executable, str(WORKER), str(folder / "store"), str(folder / "base"), str(folder)],
         env=environment | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         capture_output=True, text=True, timeout=1100,
     )  # fmt: skip
@@ -105,3 +114,18 @@ def test_bfloat16_means_the_same_to_both(courses: dict[int, dict[str, Course]], 
     assert np.abs(oracle["loss"] - exact).max() > 10 * LOSS_TOLERANCE, "bfloat16 was not used"
     np.testing.assert_allclose(course["loss"], oracle["loss"], rtol=0, atol=BFLOAT16_LOSS_TOLERANCE)
     np.testing.assert_allclose(course["norm"], oracle["norm"], rtol=BFLOAT16_NORM_TOLERANCE)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("engine", ["torch", "zero0", "zero1", "zero2", "zero1-changed", "zero2-changed"])
+@pytest.mark.parametrize("algorithm", ["ppo", "balance"])
+def test_tuning_is_the_same_under_every_engine(
+    courses: dict[int, dict[str, Course]], algorithm: str, engine: str, ranks: int
+) -> None:
+    course, oracle = courses[ranks][f"{algorithm}-{engine}"], courses[1][f"{algorithm}-torch"]
+    assert len(course["loss"]) == 4
+    clip = {"ppo": 1, "balance": 13}[algorithm]
+    assert oracle["norm"].max() > clip > oracle["norm"].min(), "the clip takes part"
+    np.testing.assert_allclose(course["loss"], oracle["loss"], rtol=TUNING_TOLERANCE, atol=TUNING_TOLERANCE)
+    np.testing.assert_allclose(course["norm"], oracle["norm"], rtol=TUNING_TOLERANCE)
+    np.testing.assert_allclose(course["weights"], oracle["weights"], rtol=0, atol=WEIGHT_TOLERANCE)
