@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,14 +51,17 @@ CHANGE = f"""canvas => {{{PIXELS}
 
 
 class RandomReward:
-    """Energies that depend on the crystal alone; nothing here is about their values."""
+    """Energies that depend on the crystal alone; every seventh lies far below the hull."""
 
     version = RewardVersion("random", "0" * 12)
 
     def score(self, crystals):
         energy = np.array(
             [
-                np.nan if c is None else np.random.default_rng(int(1e4 * c.volume)).gamma(1.0, 0.15) - 0.03
+                np.nan
+                if c is None
+                else np.random.default_rng(int(1e4 * c.volume)).gamma(1.0, 0.15)
+                - (0.6 if int(c.volume) % 7 == 0 else 0.03)
                 for c in crystals
             ]
         )
@@ -95,6 +99,27 @@ def report(tmp_path_factory) -> Path:
     return folder / "report.html"
 
 
+@pytest.fixture
+def shortlist_page(tmp_path) -> Path:
+    """The page of a screening, whose energies are a rule's."""
+    from crystalforge.screening import report, shortlist
+    from crystalforge.screening.funnel import Funnel
+    from crystalforge.thermo import HullStore
+    from tests.unit.screening.conftest import Here, Rules, config_of, crystal_number
+
+    config = config_of(top=16)
+    known = Reference.from_crystals([crystal_number(4)], ["known"])
+    (tmp_path / "work").mkdir()
+    pool: Any = Here(tmp_path / "work", Rules(), 0)
+    funnel = Funnel(tmp_path / "work", config, pool, known, HullStore.open("embedded"), on_progress=lambda funnel: None)
+    funnel.run()
+    best = shortlist.ranked(funnel.candidates, config)
+    table = shortlist.shortlist(best, config, known, {"seed": 0})
+    summary = {"title": "New salts", "ended": funnel.ended, "fulfilled": len(best), "counts": dict(funnel.counts)}
+    report.write_report(tmp_path / "list.html", best, table, config, summary | {"experiment": {"run": {"seed": 0}}})
+    return tmp_path / "list.html"
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
     """The system's Chromium, headless."""
@@ -114,14 +139,14 @@ def visit(browser, report):
         if not request.url.startswith(("file:", "data:", "blob:")):
             complaints.append(f"requested {request.url}")
 
-    def go(viewport, **settings):
+    def go(viewport, file=report, **settings):
         context = browser.new_context(viewport=viewport, accept_downloads=True, offline=True, **settings)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", on_request)
-        page.goto(report.as_uri())
+        page.goto(file.as_uri())
         page.wait_for_selector(".candidates tbody tr")
         return page
 
@@ -148,6 +173,31 @@ def test_figures_and_crystals_are_drawn(visit):
     canvases = page.query_selector_all(".gallery canvas")
     assert 3 <= len(canvases) <= 12
     assert all(canvas.evaluate(COLOURS) > 50 for canvas in canvases)
+
+
+def test_the_first_twelve_are_believable_and_say_what_speaks_against_them(visit):
+    """None of the cards is farther below the hull than judges err; warnings stand on the card, and in the list."""
+    page = visit(DESKTOP)
+    data = page.evaluate("JSON.parse(document.getElementById('report-data').textContent)")
+    by_id = {candidate["id"]: candidate for candidate in data["candidates"]}
+    first = [by_id[name] for name in data["gallery"]]
+    cards = page.query_selector_all(".gallery .card")
+    rows = page.query_selector_all(".candidates tbody tr")
+    assert len(cards) == len(first) == 12
+    assert min(candidate["energy"] for candidate in first + data["candidates"][:12]) >= -0.1
+    assert sum(len(warnings(candidate)) for candidate in first) > 0
+    for candidate, card in zip(first, cards, strict=True):
+        assert all(name in card.inner_text() for name in warnings(candidate))
+    for candidate, row in zip(data["candidates"], rows, strict=False):
+        assert all(name in row.inner_text() for name in warnings(candidate)), candidate["id"]
+    low = [candidate for candidate in data["candidates"] if candidate["energy"] < -0.1]
+    assert len(low) >= 5
+    assert all("below-hull" in warnings(candidate) for candidate in low)
+
+
+def warnings(candidate: dict) -> list[str]:
+    """Names of the flags that are more than a note."""
+    return [flag["name"] for flag in candidate["flags"] if flag["level"] != "note"]
 
 
 def test_view_turns_with_mouse_and_keyboard(visit):
@@ -255,6 +305,25 @@ def test_phone_has_no_sideways_scrolling(visit):
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= PHONE["width"]
     page.tap("dialog .close")
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["laptop", "phone"])
+def test_the_page_of_a_screening(visit, shortlist_page, viewport):
+    """Flags on every card that has some, each energy on one line, nothing to choose where there is one model."""
+    page = visit(viewport, file=shortlist_page)
+    data = page.evaluate("JSON.parse(document.getElementById('report-data').textContent)")
+    cards = page.query_selector_all(".gallery .card")
+    assert len(cards) == 12
+    for candidate, card in zip(data["candidates"], cards, strict=False):
+        assert all(name in card.inner_text() for name in warnings(candidate))
+    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    lines = page.evaluate(
+        "[...document.querySelectorAll('.candidates td.number span')].map(e => e.getClientRects().length)"
+    )
+    assert set(lines) == {1}
+    assert not page.is_visible("#filters select[name=model]")
+    page.click(".card button")
+    assert "which took no part" in page.inner_text("dialog")
 
 
 def test_controls_have_names_and_text_has_contrast(visit):

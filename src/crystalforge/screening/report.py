@@ -96,9 +96,8 @@ def _record(one: Candidate, row: Mapping[str, Any], config: ScreenConfig) -> dic
     if math.isfinite(one.rmsd):
         why.append(f"Relaxing moved its atoms by {one.rmsd:.2f} Å and its volume by {one.volume_change:+.0%}.")
     confirming = confirmed_by(one, config)
-    if config.confirm_names:
-        others = ", ".join(confirming) if confirming else "None"
-        why.append(f"{others} of the judges that took no part ({', '.join(config.confirm_names)}) confirms it.")
+    for judge in config.confirm_names:
+        why.append(f"{judge}, which took no part, {'confirms it' if judge in confirming else 'does not confirm it'}.")
     nearest = None
     if row["nearest_id"] is not None:
         kinds = {"polymorph": "other structure of the same formula"}

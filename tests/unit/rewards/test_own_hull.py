@@ -17,7 +17,6 @@ pytest.importorskip("sevenn")
 
 def test_a_judge_that_sees_no_neighbour_in_an_element_has_a_hull_of_its_compounds_all_the_same():
     """SevenNet sees 5 Å; in caesium the atoms stand 5.5 Å apart, and no compound of it once had an answer."""
-
     potential = load(SevenNetConfig())
     hull = own_hull(potential)
     caesium = dict(embedded_phases())["element-Cs"]
@@ -28,7 +27,6 @@ def test_a_judge_that_sees_no_neighbour_in_an_element_has_a_hull_of_its_compound
 
 
 def test_what_is_computed_anew_is_what_ships(tmp_path):
-
     rows = pq.read_table(str(files("crystalforge.data") / SHIPPED)).to_pylist()
     shipped = {row["id"]: row["7net-0"] for row in rows}
     phases = dict(embedded_phases())

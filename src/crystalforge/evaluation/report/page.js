@@ -125,7 +125,7 @@
     { name: "Nearest known", key: c => c.nearest ? c.nearest.formula : "", show: c => [...nearest(c), make("small", {}, ` ${c.nearest ? c.nearest.text : ""}`)] },
     ...(wide || data.judges ? [] : [{ name: "Model", key: c => c.label, show: c => [c.label] }]),
   ];
-  document.getElementById("candidates").classList.toggle("dense", wide);
+  document.getElementById("candidates").classList.toggle("dense", wide || Boolean(data.judges));
   const table = document.getElementById("candidates"), body = table.querySelector("tbody");
   const controls = document.getElementById("filters").elements;
   let sorting = null, page = 0;
@@ -137,7 +137,9 @@
     return head;
   });
   table.querySelector("thead tr").append(make("th", { scope: "col" }, make("span", {}, "Files")));
-  for (const label of new Set(candidates.map(c => c.label))) controls.model.append(make("option", { value: label }, label));
+  const labels = new Set(candidates.map(c => c.label));
+  for (const label of labels) controls.model.append(make("option", { value: label }, label));
+  controls.model.closest("label").hidden = labels.size < 2;
 
   columns.forEach((column, k) => ["", "−"].forEach(sign => controls.sort.append(
     make("option", { value: `${sign}${k}` }, `${column.name} ${sign ? "↓" : "↑"}`))));
@@ -175,8 +177,8 @@
         { ...(column.head ? { scope: "row" } : { "data-label": column.name }), ...(column.numeric ? { class: "number" } : {}) }, make("span", {}, ...column.show(c)))),
       make("td", { "data-label": "Files", class: "files" }, make("span", {}, make("button", { type: "button", onclick: () => open(c), "aria-label": `View ${c.formula}` }, "View"), " ",
         make("button", { type: "button", onclick: () => saveCif(c), "aria-label": `Download ${c.formula} as CIF` }, "CIF"))))));
-    document.getElementById("count").textContent = rows.length === candidates.length
-      ? `${rows.length} candidates` : `${rows.length} of ${candidates.length} candidates`;
+    document.getElementById("count").textContent = rows.length < candidates.length
+      ? `${rows.length} of ${candidates.length} candidates` : rows.length === 1 ? "1 candidate" : `${rows.length} candidates`;
     document.getElementById("page").textContent = `page ${page + 1} of ${pages}`;
     document.getElementById("previous").disabled = page === 0;
     document.getElementById("next").disabled = page === pages - 1;
