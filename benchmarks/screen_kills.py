@@ -29,10 +29,10 @@ import pyarrow.parquet as pq
 from _common import finish
 
 COMMAND = [sys.executable, "-m", "crystalforge.cli", "screen", "-m", "mp20", "--set", "tracking.enabled=false"]
-WISH = ["--top", "1000", "--max-crystals", "160", "--set", "screen.round=16", "--set", "screen.piece=1"]
+WISH = ["--top", "1000", "--max-crystals", "96", "--set", "screen.round=4", "--set", "screen.piece=1", "-j", "1"]
 WISH += [
     "--set",
-    "screen.steps=60",
+    "screen.steps=30",
     "--set",
     "screen.judges=[{kind: ehull, name: chgnet}]",
     "--set",
