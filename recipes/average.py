@@ -26,7 +26,7 @@ from crystalforge.data.store import TokenStore
 from crystalforge.model.checkpoint import load_model, save_model
 from crystalforge.training.steps import evaluate
 
-PREFIX = "engine::model::"  # of a model's weights in a snapshot
+PREFIXES = ("engine::average::", "engine::model::")  # of a model's weights in a snapshot: their moving average if kept
 PARTS = ("config", "inputs", "metrics")  # of a run's record: what it was trained with, on what, how far it came
 
 
@@ -74,7 +74,8 @@ def weights(path: Path) -> dict[str, Tensor]:
     if not snapshot.exists():
         return load_model(path).model.state_dict()
     tensors = safetensors.torch.load_file(snapshot)
-    return {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
+    prefix = next(prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in tensors))
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 if __name__ == "__main__":

@@ -5,19 +5,25 @@
 Reads work/mp/hull_mp2020.parquet (from prepare_mp.py) and the structures in TABLES/mp_le20/mp_le20.parquet, and writes
 work/mp/hull_chgnet.parquet: the phases on the hull, with CHGNet's energy where the structure is at hand, and with the
 Materials Project's own, which is on CHGNet's scale, for the others (more than 20 atoms). An interrupted call goes on.
+
+    python recipes/own_hull.py TABLES work/mp --systems-of work/quality
+
+asks CHGNet only for the phases of chemical systems that occur among the crystals of an evaluation, a fraction of them,
+and writes work/mp/hull_chgnet_some.parquet, which has these systems whole and holds for these crystals alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from crystalforge.common.files import atomic_file
+from crystalforge.common.files import atomic_file, sha256_json
 from crystalforge.common.progress import Progress
 from crystalforge.crystal import Crystal
 from crystalforge.potentials import Potential, load
@@ -35,19 +41,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path, help="directory of the tables")
     parser.add_argument("out", type=Path, help="directory with the results of prepare_mp.py, and for this one")
+    parser.add_argument("--systems-of", type=Path, help="output of `crystalforge evaluate`: phases of its systems only")
     arguments = parser.parse_args()
     source = arguments.out / "hull_mp2020.parquet"
-    phases = on_hull(pd.read_parquet(source), HullStore.open(source))
+    table, name = pd.read_parquet(source), "hull_chgnet"
+    if arguments.systems_of is not None:
+        crystals = pd.read_parquet(arguments.systems_of / "crystals.parquet", columns=["atomic_numbers"])
+        table, name = within(table, crystals.atomic_numbers), "hull_chgnet_some"
+    phases = on_hull(table, HullStore.open(source))
     columns = ["material_id", "lattice", "atomic_numbers", "frac_coords"]
     known = pd.read_parquet(arguments.tables / "mp_le20" / "mp_le20.parquet", columns=columns)
     covered = known.atomic_numbers.map(max) <= HEAVIEST
-    known = known[known.material_id.isin(phases.material_id) & covered].sort_values("material_id")
+    known = known.loc[known.material_id.isin(phases.material_id) & covered].sort_values("material_id")
     own = energies(load(CHGNetConfig()), known, arguments.out / "hull_chgnet.parts")
     joined = phases.merge(pd.DataFrame({"material_id": known.material_id, "own": own}), on="material_id", how="left")
     difference = (joined.own - joined.energy_per_atom).dropna()
     joined["source"] = np.where(joined.own.notna(), "chgnet", "mp2020")
     joined["energy_per_atom"] = joined.own.fillna(joined.energy_per_atom)
-    with atomic_file(arguments.out / "hull_chgnet.parquet") as path:
+    with atomic_file(arguments.out / f"{name}.parquet") as path:
         joined.drop(columns="own").to_parquet(path)
     report = {
         "phases": len(joined),
@@ -58,11 +69,18 @@ def main() -> None:
     print(json.dumps(report, indent=2))
 
 
+def within(phases: pd.DataFrame, numbers: pd.Series) -> pd.DataFrame:
+    """The phases whose elements all occur together in one of the crystals, given by their atomic numbers."""
+    systems = {frozenset(map(int, row)) for row in numbers if len(row)}
+    parts = {frozenset(part) for full in systems for n in range(1, len(full) + 1) for part in combinations(full, n)}
+    return phases.loc[[frozenset(parse_formula(formula)) in parts for formula in phases.formula]]
+
+
 def on_hull(phases: pd.DataFrame, hull: HullStore) -> pd.DataFrame:
     """The phases that lie on their hull."""
     atoms = [np.repeat(list(amounts := parse_formula(f)), [round(n) for n in amounts.values()]) for f in phases.formula]
     distance = hull.e_above_hull_many(atoms, phases.energy_per_atom.to_numpy()).e_above_hull
-    return phases[distance < ON_HULL]
+    return phases.loc[distance < ON_HULL]
 
 
 def energies(potential: Potential, rows: pd.DataFrame, parts: Path) -> Float64[np.ndarray, " N"]:
@@ -71,8 +89,8 @@ def energies(potential: Potential, rows: pd.DataFrame, parts: Path) -> Float64[n
     found = []
     with Progress("energies", len(rows), unit="crystals") as progress:
         for first in range(0, len(rows), PIECE):
-            file = parts / f"{first:08d}.npy"
             chosen = rows.iloc[first : first + PIECE]
+            file = parts / f"{sha256_json(chosen.material_id.tolist())[:16]}.npy"
             if not file.exists():
                 crystals = [_crystal(row) for row in chosen.to_dict("records")]
                 total = potential.predict(crystals).energy

@@ -14,16 +14,17 @@ from crystalforge.common.files import write_json
 from crystalforge.data.store import TokenStore
 from crystalforge.model.checkpoint import load_model
 from crystalforge.model.config import ModelConfig
-from crystalforge.training.config import PretrainConfig
+from crystalforge.training.config import OptimizerConfig, PretrainConfig
 from crystalforge.training.pretrain import pretrain
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 TINY = ModelConfig(layers=1, heads=2, head_size=4, width=8, embedding=4, first_wyckoff_hidden=8)
 
 
-def trained(store: TokenStore, out: Path, steps: int, start: Path | None = None) -> Path:
-    """A run as the stage leaves it, with its record."""
-    config = PretrainConfig(epochs=None, steps=steps, batch_size=8, log_every=1)
+def trained(store: TokenStore, out: Path, steps: int, start: Path | None = None, keep: float = 0.0) -> Path:
+    """A run as the stage leaves it, with its record. keep: decay of the weights' moving average."""
+    optimizer = OptimizerConfig(learning_rate=1e-2, ema_decay=keep)
+    config = PretrainConfig(epochs=None, steps=steps, batch_size=8, log_every=1, optimizer=optimizer)
     found = pretrain(TINY, config, store, out, seed=steps, start=start)
     settings = {"seed": steps, "model": TINY.model_dump(mode="json"), "pretrain": config.model_dump(mode="json")}
     record = {"stage": "pretrain", "config": settings, "metrics": found.metrics, "mlflow_run_id": "mine"}
@@ -68,3 +69,13 @@ def test_the_record_that_ships_has_the_settings_of_all_runs(make_store, tmp_path
     course = [json.loads(line)["step"] for line in (tmp_path / "newest" / "metrics.jsonl").read_text().splitlines()]
     assert course == sorted(course)
     assert course[-1] == 2 + 3 + 4
+
+
+def test_of_a_snapshot_the_moving_average_counts(make_store, tmp_path: Path) -> None:
+    store = make_store(24, 8, name="data/store")
+    run = trained(store, tmp_path / "run", 4, keep=0.9)
+    snapshot = max((run / "snapshots").iterdir())
+    script("average.py", tmp_path / "data", tmp_path / "mean", run / "model", snapshot)
+    expected = load_model(run / "model").model.state_dict()
+    for name, value in load_model(tmp_path / "mean" / "model").model.state_dict().items():
+        assert value.numpy() == pytest.approx(expected[name].numpy(), abs=1e-7)
