@@ -90,6 +90,13 @@ class PretrainConfig(BaseModel):
     epochs: int | None = Field(default=10, ge=0, description="passes over the training split; null: unbounded")
     steps: int | None = Field(default=None, ge=0, description="optimiser steps; null: unbounded")
     max_seconds: float | None = Field(default=None, gt=0, description="stop after this long, earlier runs included")
+    cooldown: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="with max_seconds: over this last part of the time the learning rate falls to 0 along a line, "
+        "however many steps that allows; null: it does not",
+    )
     batch_size: int = Field(
         default=100, ge=1, description="crystals per optimiser step; an epoch's last batch may be smaller"
     )
@@ -138,4 +145,6 @@ class PretrainConfig(BaseModel):
     def _bounded(self) -> PretrainConfig:
         if self.epochs is None and self.steps is None and self.max_seconds is None:
             raise ValueError("one of epochs, steps and max_seconds must bound the run")
+        if self.cooldown is not None and self.max_seconds is None:
+            raise ValueError("cooldown is a part of max_seconds, which is not given")
         return self

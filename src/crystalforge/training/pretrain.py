@@ -168,6 +168,7 @@ class Run:
         with self._progress(total) as progress, termination.whole_steps():
             while not self._finished(total):
                 for rows in self._epoch():
+                    self._cool()
                     window.add(train_step(self.engine, self.store, rows, self.config, self.seed), len(rows))
                     self.cursor.batch += 1
                     self.cursor.samples += len(rows)
@@ -238,6 +239,14 @@ class Run:
 
     def _look_at_clock(self) -> None:
         self.cursor.seconds = self.ranks.first(time.monotonic() - self._began)
+
+    def _cool(self) -> None:
+        """The rate of the next step, where the clock has a say in it."""
+        if self.config.cooldown is None or self.config.max_seconds is None:
+            return
+        left = max(0.0, 1.0 - self.cursor.seconds / self.config.max_seconds)
+        rate = self.config.optimizer.rate(self.engine.steps)
+        self.engine.learning_rate = rate * min(1.0, left / self.config.cooldown)
 
     def _finished(self, total: int | None) -> bool:
         return (

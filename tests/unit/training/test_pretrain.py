@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -323,3 +324,17 @@ def test_crystals_too_far_above_the_hull_are_passed_over_and_unknown_ones_are_no
     second = pretrain(SMALL, config(epochs=2, steps=None), stores["kept"], tmp_path / "second", seed=1)
     assert first.metrics["steps"] == second.metrics["steps"] == 2 * 3  # 20 of 30 crystals, 8 a batch
     assert final(first.model_dir) == final(second.model_dir)
+
+
+def test_the_rate_falls_to_nothing_by_the_clock(make_store: MakeStore, tmp_path: Path) -> None:
+    settings = config(steps=None, max_seconds=2.0, cooldown=0.5, log_every=1, optimizer={"learning_rate": 1e-3})
+    pretrain(SMALL, settings, make_store(24), tmp_path / "run", seed=1)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["learning_rate"] == 1e-3
+    assert lines[-1]["seconds"] >= 2.0
+    for before, line in pairwise(lines):  # the rate of a step is that of the time at which the one before had ended
+        expected = 1e-3 * min(1.0, max(0.0, 1.0 - before["seconds"] / 2.0) / 0.5)
+        assert line["learning_rate"] == pytest.approx(expected)
+    assert 0 < lines[-1]["learning_rate"] < 5e-4
+    with pytest.raises(ValueError, match="max_seconds"):
+        config(cooldown=0.5)
