@@ -85,7 +85,16 @@ def _registered(
     name, tags = config.register_.predictor, lineage | {"training_run_id": run.run_id}
     card = predictor_card(config.predictor.targets, metrics, tags)
     try:
-        version, uri = register_files(run, model, name=name, alias=config.register_.alias, tags=tags, description=card)
+        version, uri = register_files(
+            run,
+            model,
+            name=name,
+            alias=config.register_.alias,
+            tags=tags,
+            description=card,
+            kind="predictor",
+            metrics={key: value for key, value in metrics.items() if key.startswith(("mae", "baseline", "gain"))},
+        )
     except InputError as error:
         print(f"warning: the predictor is trained, but not registered: {error}", file=sys.stderr)
         print("  The same command registers it without training it again.", file=sys.stderr)

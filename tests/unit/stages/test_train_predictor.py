@@ -61,6 +61,9 @@ def test_it_trains_reports_and_registers_once(tmp_path: Path) -> None:
     assert {path.name for path in fetched.iterdir()} >= {
         path.name for path in (tmp_path / "out" / "predictor" / "model").iterdir()
     }
+    logged = api.get_logged_model(version.tags["logged_model"])
+    assert (logged.status.name, logged.model_type, logged.source_run_id) == ("READY", "predictor", version.run_id)
+    assert {each.key: each.value for each in logged.metrics or []}["mae_test"] == record["metrics"]["mae_test"]
     assert json.loads((tmp_path / "out" / "registered.json").read_text())["version"] == str(version.version)
 
     assert train_predictor(config, tmp_path / "out") == record, "done before"

@@ -15,9 +15,11 @@ from crystalforge.integrations.mlflow.tracking import StageRun, fluent
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
 CONTENT = "model_hash"  # tag of a version: the hash of what was registered
+LOGGED = "logged_model"  # tag of a version: the logged model that it is made of
 
 
 def register_generator(
@@ -37,18 +39,35 @@ def register_generator(
 
 
 def register_files(
-    run: StageRun, folder: Path, *, name: str, alias: str, tags: Mapping[str, str], description: str
+    run: StageRun,
+    folder: Path,
+    *,
+    name: str,
+    alias: str,
+    tags: Mapping[str, str],
+    description: str,
+    kind: str = "files",
+    metrics: Mapping[str, float] | None = None,
 ) -> tuple[str, str]:
     """Register a folder of files, such as a predictor's weights, as the next version of `name`; returns (version,
-    models URI). What loads them is ours, so no flavour is needed. Raises InputError as `register_generator`."""
+    models URI).
+
+    The files become a logged model of MLflow, of type `kind`, with `metrics`, so that models of several runs can be
+    listed and compared by them. What loads them is ours, so no flavour is needed. Raises InputError as
+    `register_generator`.
+    """
     with _registering(run):
         version = _begun(run, name, tags)
         if version is None:
-            run.store(folder, folder.name)
-            source = f"{run.api.get_run(run.run_id).info.artifact_uri}/{folder.name}"
+            model = _log_files(run, folder, name, kind, tags, metrics or {})
             if not run.api.search_registered_models(f"name = '{name}'"):
                 run.api.create_registered_model(name)
-            version = str(run.api.create_model_version(name, source, run.run_id).version)
+            # MLflow's SQL registry forgets a version's logged model; a tag does not.
+            about = {LOGGED: model.model_id}
+            made = run.api.create_model_version(
+                name, model.artifact_location, run.run_id, about, model_id=model.model_id
+            )
+            version = str(made.version)
         return _finish(run, version, name=name, alias=alias, tags=tags, description=description)
 
 
@@ -161,6 +180,24 @@ def _log(run: StageRun, weights: Path, name: str) -> str:
             registered_model_name=name,
         )
     return str(logged.registered_model_version)
+
+
+def _log_files(
+    run: StageRun, folder: Path, name: str, kind: str, tags: Mapping[str, str], metrics: Mapping[str, float]
+) -> LoggedModel:
+    """A logged model with these files; one that cannot be finished is marked as failed."""
+    run_info = run.api.get_run(run.run_id).info
+    kept = {key: redacted(value) for key, value in tags.items()}
+    model = run.api.create_logged_model(run_info.experiment_id, name, run.run_id, tags=kept, model_type=kind)
+    status = "FAILED"
+    try:
+        run.api.log_model_artifacts(model.model_id, str(folder))
+        for key, value in metrics.items():
+            run.api.log_metric(run.run_id, key, value, model_id=model.model_id)
+        status = "READY"
+    finally:
+        run.api.finalize_logged_model(model.model_id, status)
+    return model
 
 
 def _begun(run: StageRun, name: str, tags: Mapping[str, str]) -> str | None:
