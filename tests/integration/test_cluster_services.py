@@ -8,18 +8,23 @@ store's credentials, and the server has the store at an address that the client 
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -174,6 +179,9 @@ def tracked(
                 "MLFLOW_BACKEND_STORE_URI": database, "MLFLOW_ARTIFACTS_DESTINATION": "s3://mlflow",
                 "CRYSTALFORGE_ACCOUNT_USERNAME": "learner", "MLFLOW_DISABLE_TELEMETRY": "true",
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                # Messages go to https and to addresses of the world alone, but for tests.
+                "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+                "MLFLOW_WEBHOOK_CACHE_TTL": "0",
             },
         )  # fmt: skip
     until("MLflow", lambda: answers(f"http://127.0.0.1:{port}/health"), process, root / "log")
@@ -190,6 +198,36 @@ def server(tracked: TrackingServer, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.delenv("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # a machine that does other things too
     return tracked.url
+
+
+class Told:
+    """Whom the registry tells of promotions, and what it was told; what the secret has not signed does not count."""
+
+    def __init__(self) -> None:
+        self.secret = "shared-with-the-registry-8d41"
+        messages: Queue[dict[str, Any]] = Queue()
+        secret = self.secret.encode()
+
+        class Receiver(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                signed = f"{self.headers['X-MLflow-Delivery-Id']}.{self.headers['X-MLflow-Timestamp']}.".encode() + body
+                digest = hmac.new(secret, signed, hashlib.sha256).digest()
+                if self.headers["X-MLflow-Signature"] == f"v1,{base64.b64encode(digest).decode()}":
+                    messages.put(json.loads(body))
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.messages = messages
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+        self.url = f"http://127.0.0.1:{server.server_port}/promotions"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def next(self) -> dict[str, Any]:
+        return self.messages.get(timeout=60)["data"]
 
 
 def evaluated(folder: Path) -> None:
@@ -241,16 +279,19 @@ def test_registered_promoted_materialised_served_and_scored(
             run, tmp_path / "model", name="crystalforge-generator", alias="candidate", tags=tags, description="card"
         )
     assert uri == "models:/crystalforge-generator@candidate"
+    told = Told()
     # By a person, who has an account of the admin's making.
     person = {"MLFLOW_TRACKING_USERNAME": "mendeleev", "MLFLOW_TRACKING_PASSWORD": "a-persons-own-19b4"}
     with monkeypatch.context() as change:
         change.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         change.setenv("MLFLOW_TRACKING_PASSWORD", SECRETS["MLFLOW_AUTH_ADMIN_PASSWORD"])
         get_app_client("basic-auth", server).create_user("mendeleev", person["MLFLOW_TRACKING_PASSWORD"])
+        api.create_webhook("promotions", told.url, ["model_version_alias.created"], secret=told.secret)
         for name, value in person.items():
             change.setenv(name, value)
         assert promote(config, PromotionGates())["promoted"] is True
     assert str(registry.version_of(api, "models:/crystalforge-generator@production").version) == version
+    assert told.next() == {"name": "crystalforge-generator", "alias": "production", "version": version}
 
     # A reward is registered with the file that it needs; what it was made from goes away.
     hull = tmp_path / "entries.parquet"
@@ -295,7 +336,7 @@ def test_registered_promoted_materialised_served_and_scored(
     assert done.returncode == 0, done.stderr
     said = "".join(capfd.readouterr()) + done.stdout + done.stderr + tracked.log.read_text()
     assert "/api/2.0/mlflow/" in said, "the server tells of requests"
-    for secret in (*SECRETS.values(), person["MLFLOW_TRACKING_PASSWORD"]):
+    for secret in (*SECRETS.values(), person["MLFLOW_TRACKING_PASSWORD"], told.secret):
         assert secret not in said
 
 
