@@ -55,7 +55,7 @@ def test_it_trains_reports_and_registers_once(tmp_path: Path) -> None:
     version = registry.version_of(tracking.client(str(config.tracking.uri)), record["metrics"]["uri"])
     assert version.name == "crystalforge-predictor"
     assert version.tags["model_hash"] == record["content"]
-    assert "predicting the training median" in version.description
+    assert "predicting the training median" in str(version.description)
     api = tracking.client(str(config.tracking.uri))
     fetched = registry.download(api, f"models:/{version.name}/{version.version}", tmp_path / "fetched")
     assert {path.name for path in fetched.iterdir()} >= {
