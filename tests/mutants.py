@@ -6,26 +6,43 @@
 Faults: a comparison loosened, tightened or turned round; + for -, * for /; `and` for `or`; a condition negated; a
 number moved; min for max, all for any. Prints one JSON object: for each part the share noticed, and the survivors by
 line. A fault that changes nothing that can be seen is no fault of the tests: look at the survivors. The checkout is not
-touched: faults are planted in a copy of src/. Not part of the suite.
+touched: faults are planted in a copy of src/. Not part of the suite. What was seen: docs/results/mutants.md.
+
+Libraries, package and tests are loaded once for each part, then a fork for each fault changes the code of the function
+as it lies in memory. A fault elsewhere (a constant, a default) is written into the file, and a new process loads it.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import copy
+import gc
+import importlib
+import inspect
 import json
 import os
 import random
+import resource
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType, FunctionType
+from typing import NoReturn
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "src/crystalforge"
+NOT_IN_MEMORY = 77
+PYTEST = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-profile=mutants")
+HEAVY = ("numpy", "scipy.optimize", "torch", "pyarrow.parquet", "pandas", "hypothesis", "beartype", "pymatgen.core")
+"""Libraries that are loaded once for all faults."""
 PARTS: dict[str, tuple[list[str], list[str]]] = {
     "guards": (
         ["rewards/guards.py", "crystal/geometry.py"],
@@ -93,34 +110,143 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, object]]:
         yield f"{node.id}: {NAMES[node.id]}", lambda n: setattr(n, "id", NAMES[n.id])
 
 
-def survives(copied: Path, file: str, mutant: str, tests: list[str], seconds: float) -> bool:
-    """Whether the tests pass with `mutant` in place of `file`; hanging for longer than `seconds` is being noticed."""
-    target = copied / PACKAGE / file
-    original = target.read_text()
-    target.write_text(mutant)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        *(f"tests/{test}" for test in tests),
-    ]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(copied / "src"),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    try:
-        done = subprocess.run(command, cwd=copied, env=environment, capture_output=True, timeout=seconds)
-        return done.returncode == 0
-    except subprocess.TimeoutExpired:
+def planted_in_memory(original: str, mutant: str, file: str) -> bool:
+    """Plant what differs between two sources into the functions of this process; False when it is not in functions."""
+    old, new = (_codes(compile(text, file, "exec")) for text in (original, mutant))
+    changed = {name: code for name, code in new.items() if code != old.get(name)}
+    if not changed or set(new) != set(old):
         return False
-    finally:
-        target.write_text(original)
+    living: dict[str, list[FunctionType]] = {name: [] for name in changed}
+    for thing in gc.get_objects():
+        if isinstance(thing, FunctionType) and thing.__code__.co_filename == file:
+            living.get(thing.__code__.co_qualname, []).append(thing)
+    if not all(
+        functions and all(f.__code__.co_freevars == changed[name].co_freevars for f in functions)
+        for name, functions in living.items()
+    ):
+        return False
+    for name, functions in living.items():
+        for function in functions:
+            function.__code__ = changed[name]
+    return True
+
+
+def _codes(module: CodeType) -> dict[str, CodeType]:
+    """Functions and methods of a module by qualified name; under the empty name what is left of the module itself."""
+    found = {}
+    left = [module]
+    while left:
+        code = left.pop()
+        is_function = bool(code.co_flags & inspect.CO_OPTIMIZED)
+        inner = [part for part in code.co_consts if isinstance(part, CodeType)]
+        if is_function:
+            found[code.co_qualname] = code
+        else:
+            left += inner
+            rest = tuple(part for part in code.co_consts if not isinstance(part, CodeType))
+            found[f"<body of {code.co_qualname}>"] = code.replace(co_consts=rest)
+    return found
+
+
+class Planter:
+    """A pytest plugin: once the tests are collected, a fork for each fault runs them, the quickest first.
+
+    `noticed` has an answer for each fault that could be planted in memory, in `answers` as JSON at the end.
+    """
+
+    def __init__(self, source: Path, mutants: list[str], answers: Path, seconds: int) -> None:
+        self.source, self.mutants, self.answers, self.seconds = source, mutants, answers, seconds
+        self.took: dict[str, float] = defaultdict(float)
+        self.is_first = False
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        original, file = self.source.read_text(), str(self.source)
+        self.is_first = True
+        if (first := _fork(self.seconds)) == 0:
+            return None  # pytest goes on: in this fork the tests run as they are
+        assert _ended(first) == 0, f"{file}: its tests fail as it stands, or need more than {self.seconds} s"
+        self.is_first = False
+        took = json.loads(self.answers.read_text())
+        session.items.sort(key=lambda item: took.get(item.nodeid, 0.0))
+        found: list[bool | None] = []
+        for mutant in self.mutants:
+            if (child := _fork(self.seconds)) == 0:
+                if planted_in_memory(original, mutant, file):
+                    return None
+                os._exit(NOT_IN_MEMORY)
+            code = _ended(child)
+            found.append(None if code == NOT_IN_MEMORY else code == 0)
+        self.answers.write_text(json.dumps(found))
+        return True
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.took[report.nodeid] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        if self.is_first:
+            self.answers.write_text(json.dumps(self.took))
+
+
+def survivors(copied: Path, file: str, mutants: list[str], tests: list[str], seconds: int) -> list[bool]:
+    """Whether the tests pass with each mutant in place of `file`.
+
+    Hanging, or more than `seconds` of processor time, is being noticed.
+    """
+    target, answers = copied / PACKAGE / file, copied / "answers.json"
+    if (child := os.fork()) == 0:
+        _run(copied, tests, [Planter(target, mutants, answers, seconds)])
+    assert _ended(child) == 0, f"{file}: its tests could not be run"
+    found = json.loads(answers.read_text())
+    original = target.read_text()
+    for place in [place for place, alive in enumerate(found) if alive is None]:
+        target.write_text(mutants[place])
+        if (child := _fork(seconds)) == 0:
+            sys.dont_write_bytecode = True
+            _run(copied, tests, [])
+        found[place] = _ended(child) == 0
+    target.write_text(original)
+    return found
+
+
+def _run(copied: Path, tests: list[str], plugins: list[Planter]) -> NoReturn:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1) if plugins else (0, 1, 2):
+        os.dup2(nowhere, stream)
+    os.chdir(copied)
+    sys.path.insert(0, str(copied / "src"))
+    code = 1
+    with contextlib.suppress(BaseException):
+        code = int(pytest.main([*PYTEST, *(f"tests/{test}" for test in tests)], plugins))
+    os._exit(code)
+
+
+def _fork(seconds: int) -> int:
+    """As os.fork; the child leads a group of processes and has so many seconds of a processor."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    return child
+
+
+def _ended(child: int) -> int:
+    """The exit code of a child, not 0 where it was killed; what it started and left is ended."""
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    return code
+
+
+def _prepare() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in HEAVY:
+        importlib.import_module(name)
+    from hypothesis import Phase, settings
+
+    settings.register_profile(
+        "mutants", derandomize=True, database=None, phases=(Phase.explicit, Phase.generate), deadline=None
+    )
 
 
 def main() -> None:
@@ -128,8 +254,9 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; none: all")
     parser.add_argument("--faults", type=int, default=40, help="planted in each part at most")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=300, help="that the tests of one fault may take")
+    parser.add_argument("--seconds", type=int, default=120, help="of a processor, that the tests of a fault may take")
     options = parser.parse_args()
+    _prepare()
     report = {}
     with tempfile.TemporaryDirectory() as temporary:
         copied = Path(temporary)
@@ -139,9 +266,6 @@ def main() -> None:
             shutil.copy(ROOT / name, copied / name)
         for part in options.parts or PARTS:
             files, tests = PARTS[part]
-            assert survives(copied, files[0], (copied / PACKAGE / files[0]).read_text(), tests, 1e4), (
-                f"{part}: tests fail"
-            )
             planted = [
                 (file, line, words, ast.unparse(ast.fix_missing_locations(mutant)))
                 for file in files
@@ -149,17 +273,22 @@ def main() -> None:
             ]
             chosen = random.Random(options.seed).sample(planted, min(options.faults, len(planted)))
             alive = []
-            for number, (file, line, words, text) in enumerate(chosen, start=1):
-                lives = survives(copied, file, text, tests, options.seconds)
-                print(part, number, "SURVIVES" if lives else "noticed", f"{file}:{line} {words}", file=sys.stderr)
-                if lives:
-                    alive.append(f"{file}:{line} {words}")
+            for file in files:
+                here = [fault for fault in chosen if fault[0] == file]
+                # What is compared and planted is written by one hand: lines and all.
+                target = copied / PACKAGE / file
+                target.write_text(ast.unparse(ast.parse(target.read_text())))
+                lives = survivors(copied, file, [text for *_, text in here], tests, options.seconds) if here else []
+                alive += [
+                    f"{file}:{line} {words}" for (_, line, words, _), live in zip(here, lives, strict=True) if live
+                ]
             report[part] = {
                 "faults": len(chosen),
                 "of": len(planted),
                 "noticed": round(1 - len(alive) / len(chosen), 3),
                 "survivors": sorted(alive),
             }
+            print(json.dumps({part: report[part]}, indent=2), file=sys.stderr)
     print(json.dumps(report, indent=2))
 
 

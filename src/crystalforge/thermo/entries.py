@@ -237,7 +237,7 @@ def _composition_of(cell: Any) -> dict[int, float]:
     return _count(cell)
 
 
-def _count(numbers: Sequence[int]) -> dict[int, float]:
+def _count(numbers: Sequence[float | int]) -> dict[int, float]:
     counts: dict[int, float] = {}
     for z in numbers:
         counts[int(z)] = counts.get(int(z), 0.0) + 1.0
