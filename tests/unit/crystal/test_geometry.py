@@ -82,6 +82,12 @@ def test_heights_of_a_skewed_cell() -> None:
         (np.eye(3) * 4, {"volume_per_atom": (2.0, 63.9)}, False),
         (np.eye(3) * 4, {"volume_per_atom": (64.1, 500.0)}, False),
         (np.eye(3) * 4, {"volume_per_atom": (63.9, 64.1)}, True),
+        (np.eye(3), {"volume_per_atom": (1.0, 1.0), "min_height": 1.0}, True),
+        (np.eye(3) * 4, {"min_height": 4.01}, False),
+        (-np.eye(3) * 4, {}, True),  # left-handed
+        (np.diag([201, 2, 2.0]), {"volume_per_atom": (2.0, 1e9)}, False),
+        (np.diag([199, 2, 2.0]), {"volume_per_atom": (2.0, 1e9)}, True),
+        (np.array([[4, 0, 0], [0, 4, 0], [4, 4, 0.5]]), {"volume_per_atom": (1.0, 500.0)}, False),
         (np.eye(3) * 4, {"max_length": 3.9}, False),
         (np.eye(3) * 4, {"max_length": 4.0}, True),
         (np.diag([0.9, 9, 9]), {}, False),
@@ -94,6 +100,45 @@ def test_heights_of_a_skewed_cell() -> None:
 def test_limits_of_a_cell(lattice: np.ndarray, options: dict, sound: bool) -> None:
     packed = PackedCrystals.pack([Crystal.of(lattice, [29], [[0, 0, 0]])])
     assert cells_sound(packed, Geometry(**options)).tolist() == [sound]
+
+
+def test_volume_is_shared_by_the_atoms() -> None:
+    one, four = np.zeros((1, 3)), np.linspace(0, 0.9, 12).reshape(4, 3)
+    packed = PackedCrystals.pack([
+        Crystal.of(4 * np.eye(3), [29], one), None, Crystal.of(4 * np.eye(3), [29] * 4, four),
+        Crystal.of(np.eye(3), [], []),
+    ])  # fmt: skip
+    assert cells_sound(packed, Geometry(volume_per_atom=(15.9, 16.1))).tolist() == [False, False, True, False]
+
+
+def test_distances_that_are_just_allowed_are() -> None:
+    copper = PackedCrystals.pack([Crystal.of(2.0 * np.eye(3), [29], [[0, 0, 0]])])
+    bond = 2.0 / (2 * 1.32)
+    for distance, part, apart in [
+        (2.0, None, True), (2.001, None, False), (1.0, bond - 1e-9, True), (1.0, bond + 1e-9, False), (0.0, None, True),
+    ]:  # fmt: skip
+        assert atoms_apart(copper, Geometry(min_distance=distance, min_bond=part)).tolist() == [apart]
+
+
+def test_radii_by_number() -> None:
+    """Cordero 2008: carbon 0.73 (sp3: 0.76 there, as pymatgen has it), sodium 1.66, chlorine 1.02, copper 1.32, curium
+    1.69; beyond it curium's."""
+    radii = covalent_radii()
+    assert len(radii) == 119
+    assert radii[[1, 11, 17, 29, 96, 97, 118]].tolist() == [0.31, 1.66, 1.02, 1.32, 1.69, 1.69, 1.69]
+
+
+def test_many_crystals_of_many_atoms_are_looked_at_in_pieces() -> None:
+    """More pairs and images than are held at once: the answer is that of each crystal alone."""
+    rng = np.random.default_rng(1)
+    crowd = [
+        Crystal.of(np.diag(rng.uniform(4, 9, 3)), rng.choice([8, 56], 60), rng.uniform(size=(60, 3))) for _ in range(9)
+    ]
+    packed = PackedCrystals.pack(crowd)
+    radii = covalent_radii()[packed.numbers]
+    alone = [nearest(PackedCrystals.pack([one]), 1.0, radii=covalent_radii()[one.numbers])[0] for one in crowd]
+    assert nearest(packed, 1.0, radii=radii).tolist() == alone
+    assert alone[:2] == pytest.approx([brute_force(one, covalent_radii()[one.numbers], reach=1) for one in crowd[:2]])
 
 
 def random_tokens(seed: int, crystals: int = 40, sites: int = 3) -> Tokens:

@@ -45,10 +45,46 @@ def status_of(crystal: Crystal | None, **options) -> Status:
         (Crystal.of(SALT.lattice, [11, 17], [[0, 0, 0], [0.01, 0, 0]]), {}, Status.TOO_CLOSE),
         (Crystal.of(SALT.lattice, [11, 17], [[0, 0, 0], [1, -1, 2]]), {}, Status.TOO_CLOSE),
         (SALT, {"min_distance": 3.0}, Status.TOO_CLOSE),
+        # what is just allowed
+        (SALT, {"max_atoms": 2, "min_elements": 2, "elements": (11, 17)}, Status.OK),
+        (Crystal.of(4 * np.eye(3), [29], [[1e6, -1e6, 0]]), {}, Status.OK),
+        (Crystal.of(4 * np.eye(3), [29], [[0.5, 1.1e6, 0]]), {}, Status.BAD_CELL),
+        (Crystal.of(4 * np.eye(3), [29], [[0.5, 0.5, np.nan]]), {}, Status.BAD_CELL),
+        (Crystal.of(np.diag([4, 4, np.inf]), [29], [[0, 0, 0]]), {}, Status.BAD_CELL),
+        # the first that applies
+        (Crystal.of(np.zeros((3, 3)), [8, 95], [[0, 0, 0]] * 2), {"max_atoms": 1}, Status.TOO_LARGE),
+        (Crystal.of(np.zeros((3, 3)), [8, 95], [[0, 0, 0]] * 2), {}, Status.BAD_CELL),
+        (Crystal.of(SALT.lattice, [95, 95], [[0, 0, 0]] * 2), {"min_elements": 2}, Status.UNKNOWN_ELEMENT),
+        (Crystal.of(SALT.lattice, [11, 11], [[0, 0, 0]] * 2), {"min_elements": 2}, Status.EXCLUDED),
     ],
 )
 def test_statuses(crystal, options, status):
     assert status_of(crystal, **options) == status
+
+
+def test_a_model_that_knows_all_elements_knows_no_others():
+    everything = [Crystal.of(4 * np.eye(3), [z], [[0, 0, 0]]) for z in (0, 1, 118, 119)]
+    wanted = [Status.UNKNOWN_ELEMENT, Status.OK, Status.OK, Status.UNKNOWN_ELEMENT]
+    assert check(everything, Guards(), None).tolist() == wanted
+    # What is allowed is allowed by both.
+    assert check(everything, Guards(elements=(1, 119)), None).tolist() == [
+        Status.UNKNOWN_ELEMENT, Status.OK, Status.UNKNOWN_ELEMENT, Status.UNKNOWN_ELEMENT,
+    ]  # fmt: skip
+
+
+def test_every_ill_in_one_batch_has_its_own_row():
+    batch = {
+        Status.NOT_BUILT: None,
+        Status.TOO_CLOSE: Crystal.of(SALT.lattice, [11, 17], [[0, 0, 0], [0.01, 0, 0]]),
+        Status.EXCLUDED: Crystal.of(SALT.lattice, [11, 11], SALT.frac),
+        Status.BAD_CELL: Crystal.of(0.1 * SALT.lattice, [11, 17], SALT.frac),
+        Status.UNKNOWN_ELEMENT: Crystal.of(SALT.lattice, [11, 95], SALT.frac),
+        Status.TOO_LARGE: Crystal.of(SALT.lattice, [11, 17, 17], [*SALT.frac, [0.25, 0.25, 0.25]]),
+        Status.OK: SALT,
+    }
+    for order in (list(batch), list(reversed(batch))):
+        found = check([batch[status] for status in order], Guards(max_atoms=2, min_elements=2), KNOWN)
+        assert found.tolist() == order
 
 
 def test_self_images_count():
@@ -95,6 +131,9 @@ LEAD = Crystal(TITANATE.lattice, np.where(TITANATE.numbers == 20, 82, TITANATE.n
         ({"composition": "Ca2Ti2O6"}, True, False),
         ({"composition": "CaTiO2"}, False, False),
         ({"composition": {"Pb": 1, "Ti": 1, "O": 3}}, False, True),
+        ({"composition": "Ca2TiO3"}, False, False),
+        ({"composition": "PbTiO6"}, False, False),
+        ({"exclude": "toxic", "composition": "CaTiO3"}, True, False),
     ],
 )
 def test_a_chemistry_that_is_not_wanted_is_excluded(wish, calcium, lead):
@@ -104,6 +143,14 @@ def test_a_chemistry_that_is_not_wanted_is_excluded(wish, calcium, lead):
     # what the sampler is kept from drawing is what the reward does not pay for
     constraints = Constraints.model_validate(wish)
     assert [meets(crystal, constraints) for crystal in (TITANATE, LEAD)] == [calcium, lead]
+
+
+def test_a_formula_is_met_by_any_number_of_its_units():
+    wish = Constraints(composition="Ca2Ti2O6")
+    twice = Crystal.of(TITANATE.lattice, [20, 20, 22, 22, *[8] * 6], np.linspace(0, 0.9, 30).reshape(10, 3))
+    odd = Crystal.of(TITANATE.lattice, [20, 20, 22, 22, *[8] * 5], np.linspace(0, 0.9, 27).reshape(9, 3))
+    assert [meets(crystal, wish) for crystal in (TITANATE, twice, odd, SALT)] == [True, True, False, False]
+    assert status_of(odd, chemistry={"elements": "Ca Ti O"}, min_distance=0) == Status.OK
 
 
 @pytest.mark.parametrize(

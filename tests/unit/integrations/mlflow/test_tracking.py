@@ -159,6 +159,22 @@ def test_an_alias_moves_only_when_the_gates_are_passed_and_the_versions_say_why(
     assert found.tags["promotion.over"] == f"version {first}"
 
 
+def test_a_base_model_is_the_first_and_a_version_without_an_evaluation_is_refused(registry: Registry) -> None:
+    first = registry.version(metrics(40, 380, 0.2), model="base")
+    verdict = promote(registry.config, GATES, target="shown")
+    why = [line.partition(":")[0] for line in verdict["why"]]
+    assert why == ["uniqueness passed", "discovery passed", "objective passed"], "nothing to be compared with"
+    assert verdict["over"] is None
+    tags = registry.api.get_model_version("crystalforge-generator", first).tags
+    assert tags["promotion"].startswith("to shown, 2")
+    assert "promotion.over" not in tags
+    registry.api.delete_model_version_tag("crystalforge-generator", first, "evaluation_run_id")
+    with pytest.raises(InputError, match=f"version {first} of crystalforge-generator does not name its evaluation"):
+        promote(registry.config, GATES)
+    with pytest.raises(InputError, match="--from"):
+        promote(registry.config, GATES, source="v1")
+
+
 @pytest.mark.parametrize("target", ["latest", "LATEST", "v1", "V2", "a b", ""])
 def test_no_alias_of_the_registrys_own_opens_a_gate(registry: Registry, target: str) -> None:
     version = registry.version(metrics(60, 380, 0.1))
