@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -13,13 +14,18 @@ from crystalforge.platform.promote import Gate, Judged, PromotionGates, judge, o
 Figure = tuple[float, float, float] | float
 
 
-def model(name: str = "version 7", *, protocol: str = "p", reward: str = "ab" * 32, **figures: Figure) -> Judged:
+def model(name: str = "version 7", *, protocol: str = "p", reward: str = "ab" * 32, **figures: Any) -> Judged:
     """Figures as (value, low, high), or a number without spread."""
     metrics: dict[str, Any] = {"unique_rate": {"value": 0.9, "low": 0.9, "high": 0.9, "n": 100}}
     for metric, figure in figures.items():
         value, low, high = figure if isinstance(figure, tuple) else (figure, figure, figure)
         metrics[metric] = {"value": value, "low": low, "high": high, "n": 100}
     return Judged(name, {"name": protocol}, reward, metrics)
+
+
+def every(names: Iterable[str], value: float) -> dict[str, Any]:
+    """Keyword arguments, all of one value."""
+    return dict.fromkeys(names, value)
 
 
 def gates(candidate: Judged, reference: Judged | None, **options: float | str) -> dict[str, Gate]:
@@ -90,7 +96,7 @@ def test_comparable_means_same_protocol_and_same_reward() -> None:
 def test_a_held_out_potential_against_the_reward_s_own(held_out: Figure, own: Figure, passed: bool, says: str) -> None:
     names = ("mean_e_above_hull", "mean_held_out_e_above_hull")
     found = gates(
-        model(**dict(zip(names, (own, held_out), strict=True))), model("version 3", **dict.fromkeys(names, 0.0))
+        model(mean_e_above_hull=own, mean_held_out_e_above_hull=held_out), model("version 3", **every(names, 0.0))
     )
     gate = found["held-out potential"]
     assert gate.passed is passed
@@ -102,16 +108,16 @@ def test_every_held_out_potential_is_heard_and_one_that_contradicts_is_enough() 
     from crystalforge.evaluation.judging.parts import held_out_prefix
 
     names = [f"mean_{held_out_prefix(number)}e_above_hull" for number in range(MOST_HELD_OUT)]
-    zero = model("version 3", mean_e_above_hull=0.0, **dict.fromkeys(names, 0.0))
+    zero = model("version 3", mean_e_above_hull=0.0, **every(names, 0.0))
     for contradicting in names:
-        figures = {name: 0.2 if name == contradicting else -0.2 for name in names}
+        figures = every(names, -0.2) | {contradicting: 0.2}
         gate = gates(model(mean_e_above_hull=-0.2, **figures), zero)["held-out potential"]
         assert gate.passed is False
         assert gate.why.count("agrees") == MOST_HELD_OUT - 1
-    all_agree = gates(model(mean_e_above_hull=-0.2, **dict.fromkeys(names, -0.2)), zero)["held-out potential"]
+    all_agree = gates(model(mean_e_above_hull=-0.2, **every(names, -0.2)), zero)["held-out potential"]
     assert all_agree.passed is True
     assert gates(model(mean_e_above_hull=-0.2), zero)["held-out potential"].why == "not measured"
-    assert gates(model(mean_e_above_hull=-0.2, **{names[0]: 0.2}), model())["held-out potential"].passed is True
+    assert gates(model(mean_e_above_hull=-0.2, **every(names[:1], 0.2)), model())["held-out potential"].passed is True
 
 
 def evaluation(change: float | None, **more: Any) -> dict[str, Any]:

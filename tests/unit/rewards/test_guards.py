@@ -146,7 +146,7 @@ def test_a_chemistry_that_is_not_wanted_is_excluded(wish, calcium, lead):
 
 
 def test_a_formula_is_met_by_any_number_of_its_units():
-    wish = Constraints(composition="Ca2Ti2O6")
+    wish = Constraints.model_validate({"composition": "Ca2Ti2O6"})
     twice = Crystal.of(TITANATE.lattice, [20, 20, 22, 22, *[8] * 6], np.linspace(0, 0.9, 30).reshape(10, 3))
     odd = Crystal.of(TITANATE.lattice, [20, 20, 22, 22, *[8] * 5], np.linspace(0, 0.9, 27).reshape(9, 3))
     assert [meets(crystal, wish) for crystal in (TITANATE, twice, odd, SALT)] == [True, True, False, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ FAR = (1, 64, 65, 118)
 """The first and the last element, and the two at the seam of a mask's words."""
 
 
-def store_of(*phases: tuple[dict[int, float], float], **options) -> HullStore:
+def store_of(*phases: tuple[Mapping[int, float | int], float], **options) -> HullStore:
     return HullStore.from_entries(Entries.of([made for made, _ in phases], [energy for _, energy in phases]), **options)
 
 
