@@ -158,6 +158,7 @@ class Planter:
         self.source, self.mutants, self.answers, self.seconds = source, mutants, answers, seconds
         self.took: dict[str, float] = defaultdict(float)
         self.is_first = False
+        self.progress = os.dup(2)  # pytest captures the descriptor itself
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
@@ -177,6 +178,7 @@ class Planter:
                 os._exit(NOT_IN_MEMORY)
             code = _ended(child)
             found.append(None if code == NOT_IN_MEMORY else code == 0)
+            os.write(self.progress, f"{len(found)}/{len(self.mutants)} of {self.source.name}: {found[-1]}\n".encode())
         self.answers.write_text(json.dumps(found))
         return True
 
