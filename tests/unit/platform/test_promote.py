@@ -110,7 +110,7 @@ def test_every_held_out_potential_is_heard_and_one_that_contradicts_is_enough() 
     names = [f"mean_{held_out_prefix(number)}e_above_hull" for number in range(MOST_HELD_OUT)]
     zero = model("version 3", mean_e_above_hull=0.0, **every(names, 0.0))
     for contradicting in names:
-        figures = every(names, -0.2) | {contradicting: 0.2}
+        figures: dict[str, Any] = every(names, -0.2) | {contradicting: 0.2}
         gate = gates(model(mean_e_above_hull=-0.2, **figures), zero)["held-out potential"]
         assert gate.passed is False
         assert gate.why.count("agrees") == MOST_HELD_OUT - 1
