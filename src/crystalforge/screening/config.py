@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from crystalforge.evaluation.protocols import MatcherSettings
 from crystalforge.model.constraints.constraints import Constraints
-from crystalforge.potentials.config import CHGNetConfig, PotentialConfig, SevenNetConfig
+from crystalforge.potentials.config import CHGNetConfig, DIEPConfig, PotentialConfig, SevenNetConfig
 from crystalforge.rewards.config import EHullReward, Guards, RewardConfig
 
 
@@ -60,7 +60,10 @@ class ScreenConfig(_Record):
         description="who judges; the first sees every crystal of sound geometry, the others what it lets pass",
     )
     confirm: tuple[EHullReward, ...] = Field(
-        default=(EHullReward(name="chgnet-r2scan", potential=CHGNetConfig(model="r2scan"), hull="own"),),
+        default=(
+            EHullReward(name="chgnet-r2scan", potential=CHGNetConfig(model="r2scan"), hull="own"),
+            EHullReward(name="diep", potential=DIEPConfig(), hull="own"),  # another network, other data
+        ),
         description="judges that take no part: asked of the finished list alone",
     )
     relaxer: PotentialConfig = Field(default_factory=CHGNetConfig, description="what moves cell and atoms")

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crystalforge.potentials import load
-from crystalforge.potentials.config import SevenNetConfig
+from crystalforge.potentials.config import DIEPConfig, SevenNetConfig
 from crystalforge.rewards.own_hull import SHIPPED, embedded_phases, energies, own_hull
 
 pytest.importorskip("sevenn")
@@ -35,3 +35,17 @@ def test_what_is_computed_anew_is_what_ships(tmp_path):
     assert (caesium, sodium) == pytest.approx((shipped[names[0]], shipped[names[1]]), abs=1e-4)
     assert np.isnan(alloy), "an alloy is not pressed together"
     assert shipped[names[2]] is None
+
+
+def test_diep_has_its_own_hull_too():
+    """Shipped energies were computed in single precision, which moves no energy by more than 0.1 meV/atom."""
+    pytest.importorskip("diep")
+    potential = load(DIEPConfig())
+    phases = dict(embedded_phases())
+    names = ["element-Na", "element-Si", "element-Cl"]
+    energy = potential.predict([phases[name] for name in names]).energy / [len(phases[name]) for name in names]
+    distance = own_hull(potential).e_above_hull_many([phases[name].numbers for name in names], energy).e_above_hull
+    assert np.abs(distance).max() < 0.02
+    rows = pq.read_table(str(files("crystalforge.data") / SHIPPED)).to_pylist()
+    shipped = {row["id"]: row[potential.name] for row in rows}
+    assert energy == pytest.approx([shipped[name] for name in names], abs=3e-4)
