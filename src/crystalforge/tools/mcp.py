@@ -1,11 +1,12 @@
 """An agent's interface: `crystalforge mcp` serves sample, score, judge and screen by the Model Context Protocol.
 
 Thin: each tool is a call of the public API. Bounded: so many crystals and so many seconds a call (what is done by then
-is returned, and said), and files only of one folder, to read and to write CIFs in.
+is returned, and said), and files only of one folder, to read and to write in.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, wraps
@@ -16,6 +17,7 @@ import numpy as np
 
 import crystalforge
 from crystalforge.common.errors import InputError, missing_extra
+from crystalforge.common.files import sha256_json
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from crystalforge.api.judge import Judge
 
 PIECE = 8  # crystals between two looks at the clock
+ROUND = 16  # crystals that a screening draws at a time: what it is asked for is met in whole rounds
+SHOWN = ("rank", "fulfils", "formula", "spacegroup", "n_atoms", "nearest_formula", "nearest_kind", "nearest_distance")
+FUNNEL = "funnel.json"
 LONGEST_TEXT = 1_000_000  # characters of CIF in one call
 INSTRUCTIONS = (
     "crystalforge writes crystals with a trained generator and judges them. Crystals go in and out as CIF text, or as "
@@ -44,9 +49,13 @@ class Workbench:
     @cache  # noqa: B019  # one workbench a process
     def generator(self, model: str) -> Generator:
         """A shipped model, or one in the folder."""
+        return crystalforge.load(self.model(model))
+
+    def model(self, name: str) -> str | Path:
+        """Where a model is that may be used: a shipped one's name, or a directory in the folder."""
         from crystalforge.stages.models import shipped
 
-        return crystalforge.load(model if model in shipped() else self.inside(model))
+        return name if name in shipped() else self.inside(name)
 
     @cache  # noqa: B019
     def judge(self, potential: str) -> Judge:
@@ -158,7 +167,7 @@ def _tools(bench: Workbench) -> list[Callable[..., dict[str, Any]]]:
         return _answer(rows, len(found))
 
     def screen(
-        n: int = 20,
+        n: int = 64,
         best: int = 5,
         model: str = "mp20",
         potential: str = "chgnet",
@@ -167,25 +176,39 @@ def _tools(bench: Workbench) -> list[Callable[..., dict[str, Any]]]:
         elements: str | None = None,
         seed: int = 0,
     ) -> dict[str, Any]:
-        """Draw n valid crystals, judge them as drawn, and return the best ones, nearest to the hull first. For a full
-        funnel with relaxation and novelty use the command line."""
+        """Draw up to n crystals, judge them, relax the promising ones, drop those that are known, judge again, until
+        `best` are found stable; returns the relaxed ones, the most credible first. Ends earlier when the time is over:
+        `ended` says why. List, CIFs, page and what each crystal fell at stay in the folder; asked for more, it goes on
+        from there."""
         _within(n, bench.most)
-        generator, rows = bench.generator(model), []
-        for piece in bench.pieces(n):
-            drawn = generator.sample(
-                len(piece), first=piece.start, spacegroup=spacegroup, formula=formula, elements=elements, valid=True,
-                seed=seed,
-            )  # fmt: skip
-            rows += _rows(bench.judge(potential)(drawn))
-        ranked = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: -row["reward"])
-        return _answer(rows, n) | {"crystals": ranked[: max(best, 0)]}
+        _within(best, n, "best")
+        wish = {"formula": formula, "elements": elements, "spacegroup": spacegroup, "seed": seed}
+        place = bench.folder / f"screen-{sha256_json([wish, model, potential])[:12]}"
+        listed = crystalforge.screen(
+            bench.model(model), out=place, top=best, **wish,
+            judges=[{"kind": "ehull", "name": potential, "potential": {"kind": potential}}], confirm=[],
+            relaxer={"kind": potential}, round=ROUND, piece=PIECE // 2,
+            budget={"crystals": n, "seconds": bench.seconds},
+        )  # fmt: skip
+        told = json.loads((place / FUNNEL).read_text())
+        rows = [{name: row[name] for name in (*SHOWN, f"{potential}_e_above_hull", "cif")} for row in _rows(listed)]
+        return {
+            "asked": n,
+            "done": told["counts"].get("drawn", 0),
+            "in_time": "seconds" not in told["ended"],
+            "ended": told["ended"],
+            "folder": place.name,
+            "crystals": rows,
+        }
 
     return [sample, score, judge, screen]
 
 
-def _within(n: int, most: int) -> None:
+def _within(n: int, most: int, name: str = "n") -> None:
     if not 1 <= n <= most:
-        raise InputError(f"n is {n}, 1 to {most} are allowed in one call", remedy="ask for fewer, or several times")
+        raise InputError(
+            f"{name} is {n}, 1 to {most} are allowed in one call", remedy="ask for fewer, or several times"
+        )
 
 
 def _rows(crystals: Crystals, *, cif: bool = True) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 
+import crystalforge
 from crystalforge.crystal import Crystal
 from crystalforge.integrations.triton.wire import canary, encode
 from crystalforge.rewards import RewardUnavailable, Status
@@ -21,6 +22,18 @@ def test_nan_gets_the_floor_and_its_status(server: TritonServer) -> None:
     assert scores.status.tolist() == [Status.OK, Status.NOT_FINITE, Status.OK]
     assert np.allclose(scores.values[[0, 2]], [3.0, 5.0])
     assert np.isfinite(scores.values).all()
+
+
+def test_a_judge_at_an_address_answers_as_columns_and_is_a_reward(server: TritonServer) -> None:
+    judge = crystalforge.judge(address=server.grpc_url, name=server.model)
+    found = judge([crystal(3.0), None, crystal(5.0)])
+    assert found["reward"].tolist()[::2] == [3.0, 5.0]
+    assert found["status"].tolist() == ["ok", "not built", "ok"]
+    with server.connect() as reward:
+        assert judge.version.digest == reward.version.digest
+        assert judge.score([crystal(4.0)]).values.tolist() == reward.score([crystal(4.0)]).values.tolist()
+    with pytest.raises(RewardUnavailable, match=r"\(model nothing\) does not serve this model"):
+        crystalforge.judge(address=server.grpc_url, name="nothing")([crystal(3.0)])
 
 
 def test_a_hundred_thousand_atoms_are_split_and_one_giant_is_judged_too_large(server: TritonServer) -> None:

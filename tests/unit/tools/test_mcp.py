@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from crystalforge.common.errors import InputError
-from crystalforge.tools.mcp import Workbench
+from crystalforge.tools.mcp import Workbench, _tools
 
 mcp = pytest.importorskip("mcp", reason="the extra mcp is not installed")
 
@@ -54,6 +54,49 @@ def test_a_client_lists_the_tools_samples_scores_and_stays_in_its_folder(tmp_pat
     for name, words in {"too many": "1 to 5 are allowed", "outside": "outside the server", "nonsense": "Xx"}.items():
         assert found[name].is_error
         assert words in found[name].content[0].text
+
+
+@pytest.mark.timeout(900)
+def test_a_screening_by_the_protocol_goes_through_the_funnel_and_ends_by_number_and_time(tmp_path: Path) -> None:
+    pytest.importorskip("chgnet")
+    from mcp.client import Client
+    from mcp.client.stdio import StdioServerParameters
+
+    command = [*["-m", "crystalforge.cli", "mcp", "--most", "16", "--seconds", "600", "--folder"], str(tmp_path)]
+    server = StdioServerParameters(command=sys.executable, args=command)
+    wish = {"n": 16, "best": 1, "elements": "Na K Cl Br", "spacegroup": 225, "seed": 2}
+
+    async def talk() -> dict[str, Any]:
+        async with Client(server) as client:
+            found = {"first": await client.call_tool("screen", wish), "again": await client.call_tool("screen", wish)}
+            for name, change in {"n": {"n": 17}, "best": {"best": 17}, "model": {"model": "../other"}}.items():
+                found[name] = await client.call_tool("screen", wish | change)
+        return found
+
+    found = anyio.run(talk)
+    first = _content(found["first"])
+    assert (first["asked"], first["in_time"]) == (16, True)
+    assert first["ended"] in ("the wish is met", "the budget of crystals is spent")
+    folder = tmp_path / first["folder"]
+    told = json.loads((folder / "funnel.json").read_text())
+    assert first["done"] == told["counts"]["drawn"] == 16
+    assert told["counts"]["relaxed"] >= len(first["crystals"])
+    assert len(list((folder / "cif").glob("*.cif"))) == len(first["crystals"])
+    for row in first["crystals"]:
+        assert row["cif"].startswith("data_") or "_cell_length_a" in row["cif"]
+        assert row["fulfils"] == (row["chgnet_e_above_hull"] <= 0.1)
+    assert _content(found["again"]) == first, "asked again it is read, not made anew"
+    for name, words in {"n": "1 to 16", "best": "best is 17", "model": "outside the server"}.items():
+        assert found[name].is_error
+        assert words in found[name].content[0].text
+
+
+def test_a_screening_without_time_says_so(tmp_path: Path) -> None:
+    screen = {tool.__name__: tool for tool in _tools(Workbench(tmp_path, seconds=1e-3))}["screen"]
+    found = screen(n=16, best=1, elements="Na Cl")
+    assert (found["in_time"], found["crystals"]) == (False, [])
+    assert found["ended"] == "the budget of seconds is spent"
+    assert found["done"] < 16
 
 
 def _content(answer: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import crystalforge
 from crystalforge.common.errors import InputError
 from crystalforge.config import Config, from_sections
 from crystalforge.evaluation.metrics import statistics
@@ -260,6 +261,10 @@ def test_a_generator_comes_out_of_the_registry_as_it_went_in(registry: Registry,
             run, model, name="other", alias="candidate", tags=tags, description="card"
         )
     assert uri == "models:/other@candidate"
+    assert crystalforge.load(uri, tracking_uri=registry.uri).hash == digest
+    assert crystalforge.load(f"models:/other/{version}", tracking_uri=registry.uri).hash == digest
+    with pytest.raises(InputError, match="not registered"):
+        crystalforge.load("models:/other@nobody", tracking_uri=registry.uri)
     record = fetch(registry.config, uri, tmp_path / "fetched")
     assert record["content"] == digest
     assert record["metrics"] == {"uri": f"models:/other/{version}", "data_hash": "d" * 64, "model_hash": digest}
@@ -269,8 +274,9 @@ def test_a_generator_comes_out_of_the_registry_as_it_went_in(registry: Registry,
     registry.api.set_model_version_tag("other", version, "model_hash", "0" * 64)
     with pytest.raises(InputError, match="the registry says 000000000000"):
         fetch(registry.config, uri, tmp_path / "again")
+    files = registry.version(metrics(60, 380, 0.1))
     with pytest.raises(InputError, match="is no generator"):
-        fetch(registry.config, "models:/crystalforge-generator/1", tmp_path / "files")
+        fetch(registry.config, f"models:/crystalforge-generator/{files}", tmp_path / "files")
 
     import mlflow
 
