@@ -33,9 +33,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--crystals", type=int, default=20_000)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=86_400, help="what has been drawn by then has to do")
     parser.add_argument("rest", nargs="*", default=WISH, help="after --: options")
     arguments = parser.parse_args()
     size = ["--max-crystals", str(arguments.crystals), "-j", str(arguments.processes)]
+    size += ["--max-seconds", str(arguments.seconds)]
     drawn = [0]
     samples: list[tuple[int, float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +56,7 @@ def main() -> None:
         record = json.loads((out / "funnel.json").read_text())
     rows = np.array(samples)
     whole = rows[:, 1] + rows[:, 2]
-    later = rows[:, 0] >= arguments.crystals / 2
+    later = rows[:, 0] >= rows[:, 0].max() / 2
     finish(
         {
             "drawn": record["counts"]["drawn"],

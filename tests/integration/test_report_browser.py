@@ -321,6 +321,7 @@ def test_the_page_of_a_screening(visit, shortlist_page, viewport):
         "[...document.querySelectorAll('.candidates td.number span')].map(e => e.getClientRects().length)"
     )
     assert set(lines) == {1}
+    assert page.evaluate("(e => e.scrollWidth - e.clientWidth)(document.querySelector('.scroll'))") <= 1
     assert not page.is_visible("#filters select[name=model]")
     page.click(".card button")
     assert "which took no part" in page.inner_text("dialog")

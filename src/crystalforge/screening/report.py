@@ -94,7 +94,8 @@ def _record(one: Candidate, row: Mapping[str, Any], config: ScreenConfig) -> dic
     known = {judge: energy for judge, energy in energies.items() if math.isfinite(energy)}
     why = [f"{judge} finds {signed(f'{energy:.3f}')} eV/atom." for judge, energy in known.items()]
     if math.isfinite(one.rmsd):
-        why.append(f"Relaxing moved its atoms by {one.rmsd:.2f} Å and its volume by {one.volume_change:+.0%}.")
+        volume = signed(f"{one.volume_change:+.0%}")
+        why.append(f"Relaxing moved its atoms by {one.rmsd:.2f} Å and its volume by {volume}.")
     confirming = confirmed_by(one, config)
     for judge in config.confirm_names:
         why.append(f"{judge}, which took no part, {'confirms it' if judge in confirming else 'does not confirm it'}.")

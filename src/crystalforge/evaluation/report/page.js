@@ -105,15 +105,16 @@
 
   // ---- candidates
 
-  const wide = candidates.some(c => c.relaxed !== null || c.gap !== null); // so many columns that some must go
+  const judges = data.judges || [];
+  const wide = judges.length > 0 || candidates.some(c => c.relaxed !== null || c.gap !== null); // so many columns that some must go
   const columns = [
     { name: "Formula", key: c => c.formula, head: true,
-      show: c => [...subscripted(c.formula), ...(wide ? [make("small", {}, ` ${c.label}`)] : [])] },
+      show: c => [...subscripted(c.formula), ...(wide && !judges.length ? [make("small", {}, ` ${c.label}`)] : [])] },
     { name: "Space group", key: c => c.group, show: c => [c.symbol, make("small", {}, ` ${c.group}`)] },
     { name: "E_hull", title: hull, key: c => c.energy, show: c => [number(c.energy)], numeric: true },
     ...(candidates.some(c => c.heldOut !== null)
       ? [{ name: "Held-out", key: c => c.heldOut, show: c => [number(c.heldOut)], numeric: true }] : []),
-    ...(data.judges || []).map((name, k) => ({ name, key: c => c.opinions[k], show: c => [number(c.opinions[k])], numeric: true })),
+    ...judges.map((name, k) => ({ name, key: c => c.opinions[k], show: c => [number(c.opinions[k])], numeric: true })),
     ...[["Relaxed", "relaxed", 3], ["Gap (eV)", "gap", 2], ["ε", "constant", 1]]
       .filter(([, key]) => candidates.some(c => c[key] !== null))
       .map(([name, key, digits]) => ({ name, key: c => c[key], show: c => [number(c[key], digits)], numeric: true })),
@@ -122,10 +123,10 @@
     { name: "Verdict", key: c => -(8 * c.sun + 4 * c.stable + 2 * c.novel + c.valid), show: c => spaced(badges(c)) },
     ...(candidates.some(c => c.flags.length) ? [{ name: "Flags", key: c => c.flags.filter(f => f.level === "red").length * 100 + c.flags.filter(f => f.level === "warning").length,
       show: c => grave(c).length ? spaced(grave(c)) : ["none"] }] : []),
-    { name: "Nearest known", key: c => c.nearest ? c.nearest.formula : "", show: c => [...nearest(c), make("small", {}, ` ${c.nearest ? c.nearest.text : ""}`)] },
-    ...(wide || data.judges ? [] : [{ name: "Model", key: c => c.label, show: c => [c.label] }]),
+    { name: "Nearest known", key: c => c.nearest ? c.nearest.formula : "", show: c => [...(judges.length && c.nearest ? subscripted(c.nearest.formula) : nearest(c)), make("small", {}, ` ${c.nearest ? c.nearest.text : ""}`)] },
+    ...(wide ? [] : [{ name: "Model", key: c => c.label, show: c => [c.label] }]),
   ];
-  document.getElementById("candidates").classList.toggle("dense", wide || Boolean(data.judges));
+  document.getElementById("candidates").classList.toggle("dense", wide);
   const table = document.getElementById("candidates"), body = table.querySelector("tbody");
   const controls = document.getElementById("filters").elements;
   let sorting = null, page = 0;
