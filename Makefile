@@ -5,7 +5,7 @@ TRITON := .venv-triton
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-cluster lint format bench images render screenshots lock clean
+.PHONY: help install run test test-cluster lint format bench images render docs screenshots lock clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

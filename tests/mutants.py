@@ -40,7 +40,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "src/crystalforge"
 NOT_IN_MEMORY = 77
-PYTEST = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-profile=mutants")
+PYTEST = ("-x", "-q", "--timeout=7200", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-profile=mutants")
 HEAVY = ("numpy", "scipy.optimize", "torch", "pyarrow.parquet", "pandas", "hypothesis", "beartype", "pymatgen.core")
 """Libraries that are loaded once for all faults."""
 PARTS: dict[str, tuple[list[str], list[str]]] = {
