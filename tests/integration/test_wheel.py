@@ -9,10 +9,13 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_SOURCES = shutil.ignore_patterns(".*", "runs", "work", "build", "dist", "*.egg-info", "__pycache__", "tests", "docs")
@@ -116,3 +119,90 @@ def test_a_run_by_a_recipe_ends_with_a_report(installed: Path, tmp_path: Path) -
     summary = json.loads((tmp_path / "runs" / "latest" / "summary.json").read_text())
     assert summary["models"]["tuned"]["n"] == 6
     assert (tmp_path / "runs" / "latest" / "evaluate" / "report.html").stat().st_size > 100_000
+
+
+CORE = """
+import sys
+
+BLOCKED = set({blocked!r})
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+IN_PYTHON = """
+import crystalforge
+
+for model in ("mp20", "mp"):
+    generator = crystalforge.load(model)
+    crystals = generator.sample(2, formula="NaCl", spacegroup=225, seed=1)
+    assert generator.log_prob(crystals)["log_prob"].max() < 0
+    for kind, given in {"Structure": crystals.to_structures(), "Atoms": crystals.to_atoms()}.items():
+        assert [type(one).__name__ for one in given] == [kind] * 2
+        assert crystalforge.Crystals.of(given).formulas == ["NaCl"] * 2
+density = {"kind": "property", "source": {"kind": "descriptor", "quantity": "density"}}
+assert (crystalforge.judge(density)(crystals)["reward"] > 0.5).all()
+blind = crystalforge.judge(lambda crystals: [0.0] * len(crystals))
+for what in (
+    lambda: crystalforge.judge("chgnet"),
+    lambda: crystalforge.judge("sevennet"),
+    lambda: crystalforge.judge(address="localhost:1"),
+    lambda: crystalforge.load("models:/a@b"),
+    lambda: crystalforge.evaluate(crystals, judge=blind),
+):
+    try:
+        print(what())
+    except crystalforge.InputError as error:
+        print(str(error).partition("Remedy: ")[2])
+"""
+
+
+def beyond_the_core() -> set[str]:
+    """Names of modules that only packages beyond the core dependencies, and theirs, bring."""
+    core, left = set(), [Requirement(line) for line in metadata.requires("crystalforge") or []]
+    while left:
+        requirement = left.pop()
+        name = canonicalize_name(requirement.name)
+        if name in core or not (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+            continue
+        try:
+            left += [Requirement(line) for line in metadata.requires(name) or []]
+        except metadata.PackageNotFoundError:
+            continue
+        core.add(name)
+    return {
+        module
+        for module, packages in metadata.packages_distributions().items()
+        if not core & {canonicalize_name(name) for name in packages} and module not in ("crystalforge", "setuptools")
+    }
+
+
+def test_with_core_dependencies_alone_and_the_extra_for_the_rest(installed: Path, tmp_path: Path) -> None:
+    blocked = sorted(beyond_the_core() - set(sys.stdlib_module_names))
+    assert {"mlflow", "chgnet", "tritonclient", "kfp", "smact", "mcp", "pytest"} <= set(blocked)
+    assert not {"torch", "numpy", "pymatgen", "ase", "pandas", "spglib", "typer"} & set(blocked)
+    (tmp_path / "core.py").write_text(CORE.format(blocked=blocked))
+    (tmp_path / "in_python.py").write_text("import core\n" + IN_PYTHON)
+    (tmp_path / "verb.py").write_text("import core\nfrom crystalforge.cli import main\nmain()\n")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [installed / "python", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=outside())
+
+    done = run("in_python.py")
+    assert done.returncode == 0, done.stderr
+    extras = ["potentials", "judges", "platform", "platform", "evaluation"]
+    assert done.stdout.splitlines() == [f"pip install 'crystalforge[{extra}]'." for extra in extras]
+    for verb, extra in {
+        "run --recipe mp20": "platform",
+        "mcp": "mcp",
+        "sample -m models:/a@b -n 1 -o x": "platform",
+    }.items():
+        done = run("verb.py", *verb.split())
+        assert done.returncode == 2, done.stderr
+        assert f"pip install 'crystalforge[{extra}]'" in done.stderr
+    done = run("verb.py", "sample", "-m", "mp20", "-n", "2", "-o", "drawn", "--cif")
+    assert done.returncode == 0, done.stderr
