@@ -51,6 +51,45 @@ class MonitorConfig(BaseModel):
     )
 
 
+class DriftConfig(BaseModel):
+    """What a policy must not gain by; see `crystalforge.rl.drift`. All off by default; nothing recorded changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    abstain: bool = Field(
+        default=False,
+        description="learn nothing from crystals whose chemical system has too few known phases (status sparse_hull, "
+        "see the reward's min_compounds), instead of learning that they are worth the floor",
+    )
+    compositions: float = Field(
+        default=0.0,
+        ge=0,
+        description="a formula that came n times before, in the batch and the run, is worth this times tau ln(1 + n) "
+        "less",
+    )
+    structures: float = Field(
+        default=0.0,
+        ge=0,
+        description="the same for a formula prototype: space group, and which letters share an element",
+    )
+    coverage: float = Field(
+        default=0.0,
+        ge=0,
+        description="price, in tau for one nat, of leaving the first step's shares of the elements and of the number "
+        "of elements",
+    )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is switched on."""
+        return self.abstain or self.looks_back
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a crystal's worth depends on earlier steps."""
+        return max(self.compositions, self.structures, self.coverage) > 0
+
+
 class FinetuneConfig(BaseModel):
     """How to fine-tune a model against a reward.
 
@@ -153,6 +192,7 @@ class FinetuneConfig(BaseModel):
         description="tokens per forward and backward pass: bounds memory; does not change the result's law",
     )
     engine: EngineConfig = Field(default=EngineConfig(), description="what makes the steps, and where")
+    drift: DriftConfig = Field(default=DriftConfig(), description="what the policy must not gain by")
     monitor: MonitorConfig = Field(default=MonitorConfig(), description="what is watched, and what ends the run")
 
     @model_validator(mode="after")
@@ -165,6 +205,8 @@ class FinetuneConfig(BaseModel):
             raise ValueError(f"{self.minibatches} minibatches of a batch of {self.batch_size}: some would be empty")
         if self.relax is not None and self.algorithm != "sft":
             raise ValueError(f"{self.algorithm} learns from crystals as drawn: relax is for sft")
+        if self.drift.active and self.algorithm == "sft":
+            raise ValueError("sft learns from what is kept, whatever it is worth: drift is for the others")
         if self.grouped and self.filter:
             raise ValueError(f"{self.algorithm} compares whole groups of crystals: filter would tear them apart")
         if self.grouped and self.batch_size % self.group_size:

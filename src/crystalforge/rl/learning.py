@@ -20,6 +20,7 @@ from crystalforge.rl.advantage import MovingBaseline
 from crystalforge.rl.algorithms import Evidence, advantages, loss_of, preference_pairs
 from crystalforge.rl.checkpoint import RunState
 from crystalforge.rl.config import FinetuneConfig
+from crystalforge.rl.drift import Drift
 from crystalforge.rl.journal import Scored
 from crystalforge.rl.kept import Kept, Lesson
 from crystalforge.rl.policy import Plan, UpdateHealth, improve, make_plan, measure
@@ -51,6 +52,7 @@ class Learner:
         self.config, self.seed, self.engine, self.frozen, self.pool = config, seed, engine, frozen, pool
         self.policy, self.ranks = engine.model, engine.ranks
         self.device = next(self.policy.parameters()).device
+        self.drift = Drift(config, out / "samples", self.ranks)
         self.kept = Kept(out / "samples", self._lesson_again, self.ranks)
 
     def see(self, step: int, scored: Scored) -> Seen:
@@ -58,14 +60,17 @@ class Learner:
         batch = TokenBatch.from_tokens(scored.tokens, device=self.device)
         plan = self._plan(step, scored.tokens, np.arange(len(scored)))
         log_prob = measure(self.policy, batch, plan, ranks=self.ranks)
-        reward = torch.from_numpy(scored.scores.values).to(self.device, log_prob.total.dtype)
+        reward = torch.from_numpy(self.drift.worth(step, scored).reward).to(self.device, log_prob.total.dtype)
         return Seen(batch, plan, log_prob, Evidence(reward, batch.spacegroup, log_prob.total, self._base(batch, plan)))
 
     def learn(self, state: RunState, scored: Scored, seen: Seen, metrics: dict[str, float]) -> UpdateHealth | None:
         """Update the policy, and add to the metrics; None when the batch gave nothing to learn from."""
         config, step, evidence = self.config, state.step, seen.evidence
         baseline = MovingBaseline(config.baseline_decay, state.baseline)
+        worth = self.drift.worth(step, scored)
+        metrics |= worth.metrics
         usable = torch.isfinite(evidence.log_prob) & torch.isfinite(evidence.log_prob_base)
+        usable &= torch.from_numpy(worth.counts).to(self.device)
         batch, plan = seen.batch, seen.plan
         if config.algorithm == "balance":
             fresh = self._lesson(step, scored, evidence.log_prob_base)
@@ -91,15 +96,15 @@ class Learner:
             plan = self._plan(step, tokens, np.sort(rows))
             evidence = self._evidence(batch, plan)
         elif config.algorithm == "dpo":
-            rows = preference_pairs(
-                scored.scores.values, scored.tokens.spacegroup.astype(np.int64), usable.cpu().numpy()
-            )
+            groups = scored.tokens.spacegroup.astype(np.int64)
+            rows = preference_pairs(worth.reward, groups, usable.cpu().numpy())
             if not len(rows):
                 return None
             plan = self._plan(step, scored.tokens, rows, unit=2)
             evidence = self._evidence(batch, plan, evidence.reward)
         elif not bool(usable.all()):
-            # A density that overflowed float32 under one of the models: the crystal cannot be learned from.
+            # Nothing can be learned from a density that overflowed float32 under one of the models, or from what counts
+            # for nothing.
             rows = np.flatnonzero(usable.cpu().numpy())
             if len(rows) < 2:
                 return None
@@ -150,13 +155,14 @@ class Learner:
 
     def _lesson(self, step: int, scored: Scored, log_prob_base: Tensor) -> Lesson:
         """What a step's crystals teach: all that were judged, and some of those that were refused."""
-        base = log_prob_base.double().cpu().numpy()
-        refused = np.flatnonzero(scored.scores.refused & np.isfinite(base)) if self.config.filter else np.zeros(0, int)
-        judged = np.flatnonzero(np.isfinite(base) & ~(scored.scores.refused & self.config.filter))
+        base, worth = log_prob_base.double().cpu().numpy(), self.drift.worth(step, scored)
+        usable = np.isfinite(base) & worth.counts
+        refused = np.flatnonzero(scored.scores.refused & usable) if self.config.filter else np.zeros(0, int)
+        judged = np.flatnonzero(usable & ~(scored.scores.refused & self.config.filter))
         rng = np.random.default_rng([self.seed, step, 2])
         some = rng.choice(refused, min(len(refused), round(self.config.refused * len(judged))), replace=False)
         rows = np.sort(np.concatenate([judged, some])).astype(np.int64)
-        return Lesson(scored.tokens[rows], scored.scores.values[rows], base[rows])
+        return Lesson(scored.tokens[rows], worth.reward[rows], base[rows])
 
     def _lesson_again(self, step: int, scored: Scored) -> Lesson:
         """The lesson of an earlier session's step."""
