@@ -54,7 +54,10 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
         ["platform/promote.py"],
         ["unit/platform/test_promote.py", "unit/integrations/mlflow/test_tracking.py"],
     ),
-    "rl": (["rl/losses.py", "rl/advantage.py", "rl/algorithms.py"], ["unit/rl/test_losses_exact.py"]),
+    "rl": (
+        ["rl/losses.py", "rl/advantage.py", "rl/algorithms.py"],
+        ["unit/rl/test_losses_by_hand.py", "unit/rl/test_losses_exact.py"],
+    ),
     "statistics": (["evaluation/metrics/statistics.py"], ["unit/evaluation/metrics"]),
 }
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
