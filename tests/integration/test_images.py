@@ -77,7 +77,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             buildah("add", "--quiet", container, source / packages, f"{target}/{packages}")
             # The packages' commands as an installation makes them: their first line names the interpreter.
             scripts = tmp_path_factory.mktemp("bin")
-            for script in (source / "bin").iterdir():
+            for script in filter(Path.is_file, (source / "bin").iterdir()):
                 head, _, body = script.read_bytes().partition(b"\n")
                 if head.startswith(b"#!") and b"python" in head:
                     (scripts / script.name).write_bytes(f"#!{target}/bin/python3\n".encode() + body)
