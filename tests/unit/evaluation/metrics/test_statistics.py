@@ -79,3 +79,45 @@ def test_seeds_are_the_unit_of_repeated_experiments():
     found = statistics.across_seeds([Estimate(v, v - 9, v + 9, 1000) for v in (1.0, 2.0, 3.0)])
     half = stats.t.ppf(0.975, 2) / math.sqrt(3)
     assert (found.value, found.low, found.n) == (2.0, pytest.approx(2 - half), 3)
+
+
+def test_an_interval_that_ends_at_a_point_does_not_exclude_it():
+    found = Estimate(0.5, 0.25, 0.75, 8)
+    assert [found.excludes(point) for point in (0.2, 0.25, 0.5, 0.75, 0.8)] == [True, False, False, False, True]
+
+
+def test_welch_by_hand():
+    found = statistics.welch(np.array([1.0, 3.0]), np.array([2.0, 4.0, 6.0]))
+    # Variances 2 and 4, so u = 1 and v = 4/3; freedom (7/3)^2 / (1 + (4/3)^2 / 2).
+    half = stats.t.ppf(0.975, (7 / 3) ** 2 / (1 + 8 / 9)) * math.sqrt(7 / 3)
+    assert (found.value, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half))
+    assert found.n == 5
+    same = statistics.welch(np.array([1.0, 1.0]), np.array([3.0, 3.0]))
+    assert (same.value, same.low, same.high) == (2, 2, 2)
+    for one, other in [(1, 5), (5, 1), (0, 0)]:
+        few = statistics.welch(np.ones(one), np.ones(other))
+        assert math.isnan(few.value)
+        assert few.n == one + other
+
+
+def test_intervals_of_a_mean_by_hand():
+    found = statistics.mean(np.array([1.0, 2.0, 6.0]))
+    half = stats.t.ppf(0.975, 2) * math.sqrt(7 / 3)
+    assert (found.value, found.low, found.high, found.n) == (3, pytest.approx(3 - half), pytest.approx(3 + half), 3)
+    one = statistics.mean(np.array([4.0]))
+    assert (one.value, one.n) == (4, 1)
+    assert statistics.bootstrap_mean(np.array([4.0])).n == 1
+    assert statistics.bootstrap_mean(np.array([1.0, 1.0])).as_dict() == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 2}
+    assert statistics.share(np.array([True, False, True, True])) == statistics.wilson(3, 4)
+    assert statistics.difference(found, found).n == 6
+    assert statistics.across_seeds([Estimate(value, 0.0, 2.0, 9) for value in (1.0, math.nan, 3.0)]).n == 2
+
+
+def test_distinct_kinds_by_hand():
+    """Kinds 4 4 7 of ten samples: two kinds, of which one occurs once; half-widths are Wilson's of one in ten."""
+    found = statistics.distinct_interval([4, 4, 7], 10)
+    single = stats.binomtest(1, 10).proportion_ci(method="wilson")
+    assert (found.value, found.n) == (0.2, 10)
+    assert (found.low, found.high) == pytest.approx((0.2 - (0.1 - single.low), 0.2 + single.high - 0.1))
+    assert statistics.distinct_interval([0, 1, 2], 3).high == 1
+    assert statistics.distinct_interval([0, 0, 0, 0], 4).low == pytest.approx(0.25)
