@@ -61,13 +61,14 @@ class Seen:
 
 def nearest(reference: Reference, crystals: Sequence[Crystal]) -> list[Nearest | None]:
     """The known crystal that each is most like; none matches, or it would not be on a list."""
-    found: list[Nearest | None] = []
-    for crystal in crystals:
-        composition = reduced_composition(crystal)
-        relative = reference.nearest_by_chemistry(composition, None) if len(reference) else None
-        if relative is None and len(reference):
-            relative = reference.similar([composition])[0]
-        found.append(relative)
+    if not len(reference):
+        return [None] * len(crystals)
+    compositions = [reduced_composition(crystal) for crystal in crystals]
+    found = [reference.nearest_by_chemistry(composition, None) for composition in compositions]
+    others = [row for row, relative in enumerate(found) if relative is None]
+    # Together: each look-up goes through all known compositions.
+    for row, relative in zip(others, reference.similar([compositions[row] for row in others]), strict=True):
+        found[row] = relative
     return found
 
 
