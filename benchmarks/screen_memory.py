@@ -56,7 +56,8 @@ def main() -> None:
         record = json.loads((out / "funnel.json").read_text())
     rows = np.array(samples)
     whole = rows[:, 1] + rows[:, 2]
-    later = rows[:, 0] >= rows[:, 0].max() / 2
+    later = (rows[:, 0] >= rows[:, 0].max() / 2) & (rows[:, 2] > 0)  # not while the list is written
+    marks = np.linspace(0, rows[:, 0].max(), 9)[1:]
     finish(
         {
             "drawn": record["counts"]["drawn"],
@@ -69,7 +70,7 @@ def main() -> None:
                 "screening": slope(rows[later, 0], rows[later, 1]),
                 "workers": slope(rows[later, 0], rows[later, 2]),
             },
-            "at": {str(int(n)): round(float(whole[rows[:, 0] <= n].max())) for n in np.unique(rows[:, 0])[::40]},
+            "screening_mb_at": {str(int(n)): round(float(rows[rows[:, 0] <= n, 1].max())) for n in marks},
         }
     )
 

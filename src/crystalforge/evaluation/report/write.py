@@ -209,7 +209,7 @@ def _blocks(
     ]
     by_id = {c["id"]: c for c in chosen}
     if all(by_id[name]["sun"] for name in best):
-        intro = "Stable, unique and novel crystals of lowest energy."
+        intro = "Stable, unique and novel crystals, the most credible first, with what speaks against each."
     else:
         intro = "Novel crystals, S.U.N. ones first. Not all of those shown are stable: see the energy above hull."
     blocks.append(
