@@ -6,7 +6,7 @@
 Faults: a comparison loosened, tightened or turned round; + for -, * for /; `and` for `or`; a condition negated; a
 number moved; min for max, all for any. Prints one JSON object: for each part the share noticed, and the survivors by
 line. A fault that changes nothing that can be seen is no fault of the tests: look at the survivors. The checkout is not
-touched: faults are planted in a copy of src/. Not part of the suite. What was seen: docs/results/mutants.md.
+touched: faults are planted in a copy of src/. Not part of the suite.
 
 Libraries, package and tests are loaded once for each part, then a fork for each fault changes the code of the function
 as it lies in memory. A fault elsewhere (a constant, a default) is written into the file, and a new process loads it.
