@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from crystalforge.common.errors import InputError, missing_extra
 from crystalforge.model.network import CrystalFormer
 from crystalforge.training.config import OptimizerConfig
-from crystalforge.training.engine import WeightAverage, make_optimizer
+from crystalforge.training.engine import CommonEngine, WeightAverage, make_optimizer
 from crystalforge.training.ranks import ALONE, Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -47,7 +46,7 @@ class _Passage(nn.Module):
         return loss
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(CommonEngine):
     """See the module's docstring. The process group of `ranks` must be open where there are several.
 
     >>> engine = DeepSpeedEngine(model, OptimizerConfig(), zero_stage=2)      # doctest: +SKIP
@@ -65,10 +64,8 @@ class DeepSpeedEngine:
                 remedy="set optimizer.kind to adamw, or engine.name to torch",
             )
         deepspeed = _prepared(ranks)
-        self._model, self.config, self.ranks, self.stage = model, config, ranks, zero_stage
-        self.steps = 0
-        self._rate: float | None = None
-        self.parameters = list(model.parameters())
+        super().__init__(model, config, ranks)
+        self.stage = zero_stage
         optimizer = make_optimizer(model, config)
         self._ordered = [p for group in optimizer.param_groups for p in group["params"]]
         settings: dict[str, Any] = {
@@ -90,25 +87,6 @@ class DeepSpeedEngine:
             model=_Passage(model), optimizer=optimizer, config=settings, dist_init_required=False
         )
         self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
-
-    @property
-    def model(self) -> CrystalFormer:
-        """The model being trained."""
-        return self._model
-
-    @property
-    def learning_rate(self) -> float:
-        """Rate of the next step."""
-        return self.config.rate(self.steps) if self._rate is None else self._rate
-
-    @learning_rate.setter
-    def learning_rate(self, rate: float) -> None:
-        self._rate = rate
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Matrix products in bfloat16 where so configured."""
-        kind = self.parameters[0].device.type
-        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
         """Add the gradient of `loss`; at stage 2 it goes to the rank that keeps it at once."""
@@ -148,10 +126,6 @@ class DeepSpeedEngine:
     def _step_partitioned(self) -> float:
         self._deepspeed.step()  # leaves everything as it is when the norm is not finite
         return float(self._deepspeed.get_global_grad_norm())
-
-    def averaged_state(self) -> dict[str, Tensor]:
-        """The weights' moving average where one is kept, else the weights."""
-        return self.average.state if self.average is not None else self._model.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """Model, optimiser moments gathered from all ranks, average and step count."""

@@ -10,7 +10,7 @@ from jaxtyping import Int32
 
 from crystalforge.common.files import sha256_json
 from crystalforge.crystal.crystal import Crystal
-from crystalforge.rewards.protocol import RewardVersion, Scores, Status
+from crystalforge.rewards.protocol import RewardUnavailable, RewardVersion, Scores, Status
 
 
 @dataclass
@@ -49,6 +49,19 @@ class ElementReward:
                 values[row] = np.mean([self.worth.get(int(z), self.other) for z in crystal.numbers])
         status = np.where(built, Status.OK, Status.NOT_BUILT).astype(np.int32)
         return Scores(values, status, {"cost": np.where(built, -values, np.nan)})
+
+
+@dataclass
+class FailingReward(ElementReward):
+    """An `ElementReward` whose service goes away after `away_after` calls, until told otherwise (None)."""
+
+    away_after: int | None = None
+
+    def score(self, crystals: Sequence[Crystal | None]) -> Scores:
+        """Raises RewardUnavailable while it is away."""
+        if self.away_after is not None and self.calls >= self.away_after:
+            raise RewardUnavailable("server at localhost does not answer")
+        return super().score(crystals)
 
 
 @dataclass(frozen=True)

@@ -143,27 +143,17 @@ class WeightAverage:
         self.state = {name: value.clone().to(self.state[name].device) for name, value in state.items()}
 
 
-class TorchEngine:
-    """Plain PyTorch: fused Adam(W), global-norm clip, learning-rate schedule, weight average; alone or data-parallel.
+class CommonEngine:
+    """What engines have in common, whoever makes the steps: model, rate, precision, what is handed over."""
 
-    With several ranks, gradients are added up once a step in one flat buffer. PyTorch's DistributedDataParallel
-    overlaps that with the backward pass, but counts passes and so forbids ranks to have unequal numbers of pieces;
-    for five million parameters the sum is a small part of a step (`benchmarks/ddp.py`).
+    average: WeightAverage | None
 
-    >>> engine = TorchEngine(model, OptimizerConfig(learning_rate=1e-3))      # doctest: +SKIP
-    >>> engine.backward(-log_prob(engine.model, batch).total.mean())           # doctest: +SKIP
-    >>> norm = engine.step()                                                   # doctest: +SKIP
-    """
-
-    def __init__(self, model: CrystalFormer, config: OptimizerConfig, ranks: Ranks = ALONE) -> None:
+    def __init__(self, model: CrystalFormer, config: OptimizerConfig, ranks: Ranks) -> None:
         self._model, self.config, self.ranks = model, config, ranks
         self.steps = 0
         self._rate: float | None = None
         self.parameters = list(model.parameters())
         self.device = self.parameters[0].device
-        ranks.equalise(self.parameters)
-        self.optimizer = make_optimizer(model, config)
-        self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
 
     @property
     def model(self) -> CrystalFormer:
@@ -182,6 +172,29 @@ class TorchEngine:
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in bfloat16 where so configured."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    def averaged_state(self) -> dict[str, Tensor]:
+        """The weights' moving average where one is kept, else the weights."""
+        return self.average.state if self.average is not None else self._model.state_dict()
+
+
+class TorchEngine(CommonEngine):
+    """Plain PyTorch: fused Adam(W), global-norm clip, learning-rate schedule, weight average; alone or data-parallel.
+
+    With several ranks, gradients are added up once a step in one flat buffer. PyTorch's DistributedDataParallel
+    overlaps that with the backward pass, but counts passes and so forbids ranks to have unequal numbers of pieces;
+    for five million parameters the sum is a small part of a step (`benchmarks/ddp.py`).
+
+    >>> engine = TorchEngine(model, OptimizerConfig(learning_rate=1e-3))      # doctest: +SKIP
+    >>> engine.backward(-log_prob(engine.model, batch).total.mean())           # doctest: +SKIP
+    >>> norm = engine.step()                                                   # doctest: +SKIP
+    """
+
+    def __init__(self, model: CrystalFormer, config: OptimizerConfig, ranks: Ranks = ALONE) -> None:
+        super().__init__(model, config, ranks)
+        ranks.equalise(self.parameters)
+        self.optimizer = make_optimizer(model, config)
+        self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
         """Add the gradient of `loss`."""
@@ -206,10 +219,6 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         return norm
-
-    def averaged_state(self) -> dict[str, Tensor]:
-        """The weights' moving average where one is kept, else the weights."""
-        return self.average.state if self.average is not None else self._model.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """Model, optimiser moments, average and step count."""

@@ -17,7 +17,7 @@ from crystalforge.rl import journal, losses, rollout
 from crystalforge.rl.algorithms import Evidence, balance_target
 from crystalforge.rl.config import FinetuneConfig, MonitorConfig
 from crystalforge.rl.finetune import finetune
-from crystalforge.rl.testing import ElementReward, ElementScreen
+from crystalforge.rl.testing import ElementReward, ElementScreen, FailingReward
 
 BASE = torch.tensor([0.35, 0.05, 0.2, 0.25, 0.1, 0.05], dtype=torch.float64)
 REWARD = torch.tensor([0.1, 0.5, -0.3, 0.2, 0.45, -1.0], dtype=torch.float64)
@@ -131,21 +131,10 @@ def test_the_crystals_refused_are_those_of_the_run_without_a_filter(tmp_path, ba
     assert (plain.tokens.element == with_filter.tokens.element).all()
 
 
-class Failing(ElementReward):
-    """Goes away after a number of calls."""
-
-    away_after: int | None = None
-
-    def score(self, crystals):
-        if self.away_after is not None and self.calls >= self.away_after:
-            raise RewardUnavailable("server at localhost does not answer")
-        return super().score(crystals)
-
-
 def test_a_session_that_goes_on_has_kept_everything(tmp_path, base, cubic):
     """Kept crystals, moving average and filter come back as they were: the same bits, and nothing scored twice."""
     whole = run(tmp_path / "whole", base, cubic, ElementReward({8: 1.0}), steps=5, average=0.9)
-    reward = Failing({8: 1.0})
+    reward = FailingReward({8: 1.0})
     reward.away_after = 3
     with pytest.raises(RewardUnavailable):
         run(tmp_path / "cut", base, cubic, reward, steps=5, average=0.9)

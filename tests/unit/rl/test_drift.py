@@ -19,7 +19,7 @@ from crystalforge.rl import journal
 from crystalforge.rl.config import DriftConfig, FinetuneConfig, MonitorConfig
 from crystalforge.rl.drift import PSEUDO, Coverage, Repeats, compositions, structures
 from crystalforge.rl.finetune import finetune
-from crystalforge.rl.testing import ElementReward, ElementScreen
+from crystalforge.rl.testing import ElementReward, ElementScreen, FailingReward
 
 UNWATCHED = MonitorConfig(every=50, max_gap=None, min_unique=None, max_kl=None, max_worse=None)
 FAST: dict[str, Any] = {"batch_size": 40, "learning_rate": 1e-2, "tau": 0.05, "monitor": UNWATCHED}
@@ -183,17 +183,6 @@ def test_coverage_keeps_oxygen_and_more_than_two_elements(tmp_path, base, cubic)
     assert without < 0.05 < held
 
 
-class Failing(ElementReward):
-    """Goes away after a number of calls."""
-
-    away_after: int | None = None
-
-    def score(self, crystals: Sequence[Crystal | None]) -> Scores:
-        if self.away_after is not None and self.calls >= self.away_after:
-            raise RewardUnavailable("server at localhost does not answer")
-        return super().score(crystals)
-
-
 @pytest.mark.parametrize("algorithm", ["ppo", "balance"])
 def test_a_run_that_is_taken_up_remembers(tmp_path, base, cubic, algorithm):
     settings = {
@@ -201,7 +190,7 @@ def test_a_run_that_is_taken_up_remembers(tmp_path, base, cubic, algorithm):
         "drift": {"abstain": True, "compositions": 1.0, "structures": 0.5, "coverage": 2.0},
     } | OXIDES  # fmt: skip
     whole = tuned(tmp_path / "whole", base, cubic, ElementReward({8: 1.0}), 4, **settings)
-    reward = Failing({8: 1.0})
+    reward = FailingReward({8: 1.0})
     reward.away_after = 3
     with pytest.raises(RewardUnavailable):
         tuned(tmp_path / "cut", base, cubic, reward, 4, **settings)
