@@ -176,13 +176,14 @@ def main() -> None:
     rows = [results.get() for _ in range(options.workers * options.repeats)]
     for process in processes:
         process.join()
-    rates, tokens, cpu = [], [], []
+    rates, tokens, cpu, processor = [], [], [], []
     for repeat in range(1, options.repeats + 1):
         mine = [row for row in rows if row[0] == repeat]
         seconds = max(row[1] for row in mine)
         rates.append(sum(row[3] for row in mine) / seconds)
         tokens.append(sum(row[4] for row in mine) / seconds)
         cpu.append(sum(row[2] for row in mine) / sum(row[4] for row in mine))
+        processor.append(sum(row[3] for row in mine) / sum(row[2] for row in mine))
     crystals, all_tokens = sum(row[3] for row in rows), sum(row[4] for row in rows)
     work = limits(configuration(options.recipe), all_tokens / crystals)
     core = measured_limits(options.precision)
@@ -194,6 +195,7 @@ def main() -> None:
             "benchmark": "sampler",
             "structures_per_s": round(statistics.median(rates), 1),
             "structures_per_s_spread": [round(min(rates), 1), round(max(rates), 1)],
+            "structures_per_cpu_s": round(statistics.median(processor), 1),  # what a busy machine cannot stretch much
             "tokens_per_s": round(statistics.median(tokens)),
             "core_seconds_per_token": per_token,
             "limit": {

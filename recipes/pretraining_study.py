@@ -27,6 +27,7 @@ from crystalforge.model.build import build_model
 from crystalforge.model.config import ModelConfig
 from crystalforge.training.config import PretrainConfig
 from crystalforge.training.engine import TorchEngine
+from crystalforge.training.pretrain import training_rows
 from crystalforge.training.steps import derived_seed, evaluate, train_step
 
 EIGHTH = 8
@@ -123,7 +124,14 @@ def measured(
 def batches(store: TokenStore, config: PretrainConfig, seed: int, epoch: int) -> Any:
     """One epoch's batches as the training loop takes them."""
     return epoch_batches(
-        store, "train", config.batch_size, seed, epoch, bucket=config.bucket, groups=config.bucket_groups
+        store,
+        "train",
+        config.batch_size,
+        seed,
+        epoch,
+        bucket=config.bucket,
+        groups=config.bucket_groups,
+        chosen=training_rows(store, config),
     )
 
 
