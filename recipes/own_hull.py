@@ -8,7 +8,7 @@ Materials Project's own, which is on CHGNet's scale, for the others (more than 2
 
     python recipes/own_hull.py TABLES work/mp --systems-of work/quality
 
-asks CHGNet only for the phases of chemical systems that occur among the crystals of an evaluation, a fraction of them,
+asks CHGNet only for the phases of chemical systems that occur among the crystals of evaluations, a fraction of them,
 and writes work/mp/hull_chgnet_some.parquet, which has these systems whole and holds for these crystals alone.
 """
 
@@ -31,6 +31,7 @@ from crystalforge.potentials.config import CHGNetConfig
 from crystalforge.thermo import HullStore
 from crystalforge.thermo.entries import parse_formula
 
+TABLE = "crystals.parquet"  # of an evaluation
 PIECE = 512  # structures evaluated between two writes
 ON_HULL = 1e-6  # eV/atom
 HEAVIEST = 94  # CHGNet's last element
@@ -41,13 +42,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path, help="directory of the tables")
     parser.add_argument("out", type=Path, help="directory with the results of prepare_mp.py, and for this one")
-    parser.add_argument("--systems-of", type=Path, help="output of `crystalforge evaluate`: phases of its systems only")
+    parser.add_argument(
+        "--systems-of", type=Path, nargs="*", default=[], help="outputs of `crystalforge evaluate`: their systems only"
+    )
     arguments = parser.parse_args()
     source = arguments.out / "hull_mp2020.parquet"
     table, name = pd.read_parquet(source), "hull_chgnet"
-    if arguments.systems_of is not None:
-        crystals = pd.read_parquet(arguments.systems_of / "crystals.parquet", columns=["atomic_numbers"])
-        table, name = within(table, crystals.atomic_numbers), "hull_chgnet_some"
+    if arguments.systems_of:
+        tables = [pd.read_parquet(place / TABLE, columns=["atomic_numbers"]) for place in arguments.systems_of]
+        table, name = within(table, pd.concat(tables).atomic_numbers), "hull_chgnet_some"
     phases = on_hull(table, HullStore.open(source))
     columns = ["material_id", "lattice", "atomic_numbers", "frac_coords"]
     known = pd.read_parquet(arguments.tables / "mp_le20" / "mp_le20.parquet", columns=columns)
