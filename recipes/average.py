@@ -5,15 +5,16 @@
 Models that began with the same weights lie in one valley, and their mean is better than each (P. Izmailov et al.,
 arXiv 1803.05407; M. Wortsman et al., arXiv 2203.05482). Writes work/mp as `pretrain` leaves it: model, stage.json.
 work/data is the output of ingest with the crystals of the last part and their validation split; space groups are as
-in `--groups`, another output of ingest, where that is given. A model may be a snapshot of an unfinished run, too.
-`--record` names the stage.json of the runs that the models came from: the first one's settings become those of the
-average, and `averaged` in stage.json has all of them.
+in `--groups`, another output of ingest or a model, where that is given. A model may be a snapshot of an unfinished run,
+too. `--record` names the stage.json of the runs that the models came from: the first one's settings and course become
+those of the average, and `averaged` in stage.json has the settings of all.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="output of ingest")
     parser.add_argument("out", type=Path, help="directory for the average")
     parser.add_argument("models", type=Path, nargs="+", help="directories of weights, the first a finished model")
-    parser.add_argument("--groups", type=Path, help="output of ingest whose space groups count")
+    parser.add_argument(
+        "--groups", type=Path, help="output of ingest, or directory of weights, whose space groups count"
+    )
     parser.add_argument(
         "--record", type=Path, nargs="*", default=[], help="stage.json of the runs, the first one first"
     )
@@ -47,17 +50,26 @@ def main() -> None:
     mean = {name: sum(state[name] for state in states) / len(states) for name in states[0]}
     loaded.model.load_state_dict(mean)
     store = TokenStore.open(arguments.data / "store")
-    groups = TokenStore.open((arguments.groups or arguments.data) / "store")
     found = evaluate(loaded.model, store, store.split("val"))
     info: dict[str, Any] = loaded.info | {
         "averaged": len(states),
         "metrics": found,
         "data_hash": store.manifest.get("data_hash"),
-        "spacegroup_weights": groups.spacegroup_weights("train").tolist(),
+        "spacegroup_weights": groups_of(arguments.groups or arguments.data),
     }
     digest = save_model(arguments.out / "model", loaded.model, info=info)
+    log = arguments.record[0].parent / "metrics.jsonl" if arguments.record else arguments.out / "none"
+    if log.exists():
+        shutil.copyfile(log, arguments.out / "metrics.jsonl")
     write_json(arguments.out / "stage.json", record_of(arguments.record, len(states), found, digest))
     print(json.dumps(found, indent=2))
+
+
+def groups_of(place: Path) -> list[float]:
+    """Shares of the space groups: what a model brings along, or those of a training split."""
+    if (place / "store").is_dir():
+        return TokenStore.open(place / "store").spacegroup_weights("train").tolist()
+    return load_model(place).info["spacegroup_weights"]
 
 
 def record_of(runs: list[Path], models: int, metrics: dict[str, float], digest: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What makes pre-training learn more in the same time: variants of a recipe, one change at a time, equal CPU time.
 
-    python recipes/pretraining_study.py recipes/mp-start.yaml work/data work/pretraining --cpu-minutes 2
+    python recipes/pretraining_study.py recipes/mp-anneal.yaml work/more work/pretraining --cpu-minutes 1
 
 Each variant trains on work/data for as many CPU minutes (process time of one thread), its rate rising over 40 steps and
 falling over the last 40 % of the time, and is validated on every EIGHTH crystal of the validation split. Results go

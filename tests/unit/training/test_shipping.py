@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,12 @@ def trained(store: TokenStore, out: Path, steps: int, start: Path | None = None,
     return out
 
 
+def with_groups(file: Path, groups: list[float]) -> dict[str, Any]:
+    """A model's config.json with other space groups."""
+    config = json.loads(file.read_text())
+    return config | {"info": config["info"] | {"spacegroup_weights": groups}}
+
+
 def script(name: str, *arguments: str | Path) -> None:
     done = subprocess.run([sys.executable, str(RECIPES / name), *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -44,7 +51,11 @@ def test_the_record_that_ships_has_the_settings_of_all_runs(make_store, tmp_path
     script("ship.py", first, data, tmp_path / "old")
     runs = [trained(store, tmp_path / f"run-{steps}", steps, start=first / "model") for steps in (3, 4)]
     records = [run / "stage.json" for run in runs]
-    script("average.py", data, tmp_path / "mean", *(run / "model" for run in runs), "--record", *records)
+    groups = load_model(first / "model").info["spacegroup_weights"]
+    write_json(first / "model" / "config.json", with_groups(first / "model" / "config.json", groups[::-1]))
+    models = [run / "model" for run in runs]
+    script("average.py", data, tmp_path / "mean", *models, "--record", *records, "--groups", first / "model")
+    assert load_model(tmp_path / "mean" / "model").info["spacegroup_weights"] == groups[::-1]
     said = tmp_path / "said.md"
     said.write_text("Trained by hand.\n")
     script("ship.py", tmp_path / "mean", data, tmp_path / "new", "--before", tmp_path / "old", "--training", said)
@@ -56,7 +67,8 @@ def test_the_record_that_ships_has_the_settings_of_all_runs(make_store, tmp_path
     assert [run["config"]["pretrain"]["steps"] for run in record["before"]] == [2]
     assert [run["metrics"]["steps"] for run in record["before"]] == [2]
     course = [json.loads(line)["step"] for line in (tmp_path / "new" / "metrics.jsonl").read_text().splitlines()]
-    assert max(course) == 2, "an average has no course of its own"
+    assert course == sorted(course)
+    assert course[-1] == 2 + 3, "that of the average's first run, after what came before it"
     states = [load_model(run / "model").model.state_dict() for run in runs]
     for name, value in load_model(tmp_path / "new" / "model").model.state_dict().items():
         assert value.numpy() == pytest.approx((states[0][name] + states[1][name]).numpy() / 2, abs=1e-6)
@@ -68,7 +80,7 @@ def test_the_record_that_ships_has_the_settings_of_all_runs(make_store, tmp_path
     assert [run["config"]["pretrain"]["steps"] for run in record["before"]] == [2, 3, 3]
     course = [json.loads(line)["step"] for line in (tmp_path / "newest" / "metrics.jsonl").read_text().splitlines()]
     assert course == sorted(course)
-    assert course[-1] == 2 + 3 + 4
+    assert course[-1] == 2 + 3 + 3 + 4
 
 
 def test_of_a_snapshot_the_moving_average_counts(make_store, tmp_path: Path) -> None:
