@@ -29,7 +29,7 @@ from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import TOKENS_PER_SITE
 from crystalforge.model.sampling.draws import Sharpenings
 from crystalforge.model.sampling.random import SPACEGROUP_EVENT, Streams
-from crystalforge.model.sampling.sampler import Sampler, draw_spacegroups
+from crystalforge.model.sampling.sampler import Precision, Sampler, draw_spacegroups
 from crystalforge.model.sites import TOKENS_OF_SITE
 
 # Inequivalent sites (0, 1, ...) of 1,500 of MP-20's structures drawn at random, by spglib at symprec 0.01 Å.
@@ -78,7 +78,7 @@ def tokens_of_site(config: ModelConfig) -> int:
     return TOKENS_OF_SITE if config.layout == "sites" else TOKENS_PER_SITE
 
 
-def sampler(precision: str, config: ModelConfig, device: str) -> Sampler:
+def sampler(precision: Precision, config: ModelConfig, device: str) -> Sampler:
     """A model with spread random weights (the initialiser's would make every head trivial)."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
