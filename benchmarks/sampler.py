@@ -90,7 +90,8 @@ def sampler(precision: Precision, config: ModelConfig, device: str) -> Sampler:
         if config.layout == "tokens":
             model.wyckoff_in.weight[:, -1] *= 0.05
     model = model.to(device)
-    return Sampler(model, Streams(0), Sharpenings(), "exact", Lengths(1), precision)
+    masks: Any = Lengths(1)  # has what the sampler asks of masks
+    return Sampler(model, Streams(0), Sharpenings(), "exact", masks, precision)
 
 
 def worker(number: int, workers: int, options: argparse.Namespace, barrier: Any, results: Any) -> None:
