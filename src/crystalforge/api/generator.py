@@ -144,7 +144,8 @@ class Generator:
 
         crystals: whatever `Crystals.of` reads. Columns: id, formula, spacegroup, log_prob, its factors
         (log_prob_wyckoff, log_prob_element, log_prob_coords, log_prob_lattice), log_prob_per_site, and problem: why
-        there is none.
+        there is none. The symmetry of each is found anew; a drawn crystal that happens to have more than it was drawn
+        with is scored under what it has, and its figure then differs from the one that was recorded with the draw.
 
         >>> load("mp20").log_prob("structures/").sort_values("log_prob_per_site")      # doctest: +SKIP
         """
