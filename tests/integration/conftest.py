@@ -15,10 +15,18 @@ SMALL: dict[str, Any] = {
     "model": {"layers": 1, "heads": 2, "head_size": 16, "width": 32, "embedding": 16, "dropout": 0.0},
     "pretrain": {"epochs": 8, "batch_size": 64, "optimizer": {"learning_rate": 5e-3}},
     "service": {"instances": 1},
-    # The rule of the quickstart: judged are only crystals that pass the guards, and earlier ones are learned from again.
+    # As in the quickstart: judged are only crystals that pass the guards, and earlier ones are learned from again.
     "finetune": {
-        "algorithm": "balance", "filter": True, "steps": 4, "batch_size": 24, "kept": 24, "minibatches": 2,
-        "refused": 1.0, "fade": 0.1, "checkpoint_every": 1, "learning_rate": 1e-3,
+        "algorithm": "balance",
+        "filter": True,
+        "steps": 4,
+        "batch_size": 24,
+        "kept": 24,
+        "minibatches": 2,
+        "refused": 1.0,
+        "fade": 0.1,
+        "checkpoint_every": 1,
+        "learning_rate": 1e-3,
     },
     "evaluate": {"samples": 24, "nearest": False, "gallery": 2, "candidates": 20},
 }
