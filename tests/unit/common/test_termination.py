@@ -9,17 +9,19 @@ import time
 
 import pytest
 
+# What is tried says itself when it has begun: a signal before that meets the plain handler.
 PROGRAM = """
 import sys, time
+from functools import partial
 from crystalforge.common import termination
 from crystalforge.common.environment import environment
 
 termination.STEP_S, termination.LAST_S = {step}, {last}
+ready = partial(print, "ready", flush=True)
 def work():
 {work}
 try:
     with termination.handled():
-        print("ready", flush=True)
         work()
 except termination.Terminated:
     print("terminated", flush=True)
@@ -27,12 +29,14 @@ except termination.Terminated:
 """
 WAITS = """
     try:
+        ready()
         time.sleep(60)
     finally:
         print("cleaned", flush=True)
 """
 STEPS = """
     with termination.whole_steps(5.0):
+        ready()
         for step in range(600):
             time.sleep(0.1)
             if termination.asked():
@@ -41,9 +45,11 @@ STEPS = """
 """
 LONG_STEP = """
     with termination.whole_steps(0.5):
+        ready()
         time.sleep(60)
 """
 DEAF = """
+    ready()
     while True:
         try:
             time.sleep(60)
@@ -52,10 +58,12 @@ DEAF = """
 """
 TELLS = """
     with termination.telling(lambda: print("told", flush=True)):
+        ready()
         time.sleep(60)
 """
 FAILS_TO_FAIL = """
     try:
+        ready()
         time.sleep(60)
     except Exception:
         print("taken for a failure", flush=True)

@@ -205,7 +205,7 @@ def test_a_registration_that_was_cut_short_is_gone_on_with(
                 register()
     version = register()
     assert [found.version for found in registry.api.search_model_versions("name = 'cut'")] == [int(version)]
-    assert registry.api.get_model_version_by_alias("cut", "candidate").tags == {"model_hash": "h"}
+    assert registry.api.get_model_version_by_alias("cut", "candidate").tags["model_hash"] == "h"
 
 
 def test_a_version_of_the_same_number_in_another_registry_is_another_model(
