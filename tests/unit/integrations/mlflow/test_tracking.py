@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -343,3 +345,34 @@ def test_a_run_that_the_engine_opens_for_the_task_itself_is_the_stages_own(
     assert len(registry.api.search_runs([experiment])) == before, "no third level below the task's"
     assert registry.api.get_run(nested).data.metrics == {"crystals": 3.0}
     assert registry.api.get_run(nested).data.tags[tracking.PARENT_TAG] == parent
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    """The address of a web server that knows nothing of MLflow: every path is a page that says 404."""
+
+    class NotFound(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_error(404)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), NotFound)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_an_address_that_is_not_mlflow_s_is_a_message(stranger: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"refused or did not answer.*404") as caught:
+        models.version_of(tracking.client(stranger), "models:/x@y")
+    assert caught.value.source == stranger
+    with (
+        pytest.raises(InputError, match="404"),
+        tracking.StageRun(stranger, "test", tmp_path, "pretrain", tmp_path / "stage"),
+    ):
+        raise AssertionError("the stage's work must not begin")
