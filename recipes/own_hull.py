@@ -5,17 +5,21 @@
 Reads work/mp/hull_mp2020.parquet (from prepare_mp.py) and the structures in TABLES/mp_le20/mp_le20.parquet, and writes
 work/mp/hull_chgnet.parquet: the phases on the hull, with CHGNet's energy where the structure is at hand, and with the
 Materials Project's own, which is on CHGNet's scale, for the others (more than 20 atoms). An interrupted call goes on.
+With `--judge 7net-0` the same for SevenNet-0: its energies, PBE(+U), are brought to the same scale by the Materials
+Project's corrections of 2020, as a reward with `hull_scale: mp2020` does with those of a crystal.
 
     python recipes/own_hull.py TABLES work/mp --systems-of work/quality
 
-asks CHGNet only for the phases of chemical systems that occur among the crystals of evaluations, a fraction of them,
-and writes work/mp/hull_chgnet_some.parquet, which has these systems whole and holds for these crystals alone.
+asks only for the phases of chemical systems that occur among the crystals of evaluations or of parquet files, a
+fraction of them, and writes work/mp/hull_chgnet_some.parquet, which has these systems whole and holds for these
+crystals alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -27,14 +31,19 @@ from crystalforge.common.files import atomic_file, sha256_json
 from crystalforge.common.progress import Progress
 from crystalforge.crystal import Crystal
 from crystalforge.potentials import Potential, load
-from crystalforge.potentials.config import CHGNetConfig
+from crystalforge.potentials.config import CHGNetConfig, PotentialConfig, SevenNetConfig
 from crystalforge.thermo import HullStore
+from crystalforge.thermo.corrections import mp2020_corrections
 from crystalforge.thermo.entries import parse_formula
 
 TABLE = "crystals.parquet"  # of an evaluation
 PIECE = 512  # structures evaluated between two writes
 ON_HULL = 1e-6  # eV/atom
-HEAVIEST = 94  # CHGNet's last element
+JUDGES: dict[str, PotentialConfig] = {
+    "chgnet": CHGNetConfig(),
+    "7net-0": SevenNetConfig(),
+    "7net-l3i5": SevenNetConfig(model="7net-l3i5"),
+}
 
 
 def main() -> None:
@@ -42,34 +51,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path, help="directory of the tables")
     parser.add_argument("out", type=Path, help="directory with the results of prepare_mp.py, and for this one")
+    parser.add_argument("--judge", choices=sorted(JUDGES), default="chgnet", help="whose energies")
     parser.add_argument(
-        "--systems-of", type=Path, nargs="*", default=[], help="outputs of `crystalforge evaluate`: their systems only"
+        "--systems-of",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="outputs of `crystalforge evaluate` or `sample`, or parquet files: their systems only",
     )
     arguments = parser.parse_args()
-    source = arguments.out / "hull_mp2020.parquet"
-    table, name = pd.read_parquet(source), "hull_chgnet"
+    source, judge = arguments.out / "hull_mp2020.parquet", arguments.judge
+    table, name = pd.read_parquet(source), f"hull_{judge}"
     if arguments.systems_of:
-        tables = [pd.read_parquet(place / TABLE, columns=["atomic_numbers"]) for place in arguments.systems_of]
-        table, name = within(table, pd.concat(tables).atomic_numbers), "hull_chgnet_some"
+        table, name = within(table, numbers_of(arguments.systems_of)), f"hull_{judge}_some"
     phases = on_hull(table, HullStore.open(source))
     columns = ["material_id", "lattice", "atomic_numbers", "frac_coords"]
     known = pd.read_parquet(arguments.tables / "mp_le20" / "mp_le20.parquet", columns=columns)
-    covered = known.atomic_numbers.map(max) <= HEAVIEST
+    potential = load(JUDGES[judge])
+    covered = known.atomic_numbers.map(lambda row: potential.elements.issuperset(map(int, row)))
     known = known.loc[known.material_id.isin(phases.material_id) & covered].sort_values("material_id")
-    own = energies(load(CHGNetConfig()), known, arguments.out / "hull_chgnet.parts")
+    own = energies(potential, known, arguments.out / f"hull_{judge}.parts")
     joined = phases.merge(pd.DataFrame({"material_id": known.material_id, "own": own}), on="material_id", how="left")
     difference = (joined.own - joined.energy_per_atom).dropna()
-    joined["source"] = np.where(joined.own.notna(), "chgnet", "mp2020")
+    joined["source"] = np.where(joined.own.notna(), judge, "mp2020")
     joined["energy_per_atom"] = joined.own.fillna(joined.energy_per_atom)
     with atomic_file(arguments.out / f"{name}.parquet") as path:
         joined.drop(columns="own").to_parquet(path)
     report = {
         "phases": len(joined),
-        "with CHGNet's energy": int(joined.source.eq("chgnet").sum()),
+        "with the judge's energy": int(joined.source.eq(judge).sum()),
         "mean difference": round(float(difference.mean()), 4),
         "mean absolute difference": round(float(difference.abs().mean()), 4),
     }
     print(json.dumps(report, indent=2))
+
+
+def numbers_of(places: Sequence[Path]) -> pd.Series:
+    """Atomic numbers of the crystals of evaluations, of directories of parquet files, and of such files."""
+    files: list[Path] = []
+    for place in places:
+        if (place / TABLE).is_file():
+            files.append(place / TABLE)
+        else:
+            files += sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+    return pd.concat([pd.read_parquet(file, columns=["atomic_numbers"]) for file in files]).atomic_numbers
 
 
 def within(phases: pd.DataFrame, numbers: pd.Series) -> pd.DataFrame:
@@ -87,7 +112,8 @@ def on_hull(phases: pd.DataFrame, hull: HullStore) -> pd.DataFrame:
 
 
 def energies(potential: Potential, rows: pd.DataFrame, parts: Path) -> Float64[np.ndarray, " N"]:
-    """Energy per atom of each structure, eV; NaN where the potential has no answer. `parts`: what was done before."""
+    """Energy per atom of each structure, eV, on the scale mp2020; NaN where the potential has no answer. `parts`: what
+    was done before."""
     parts.mkdir(parents=True, exist_ok=True)
     found = []
     with Progress("energies", len(rows), unit="crystals") as progress:
@@ -96,9 +122,11 @@ def energies(potential: Potential, rows: pd.DataFrame, parts: Path) -> Float64[n
             file = parts / f"{sha256_json(chosen.material_id.tolist())[:16]}.npy"
             if not file.exists():
                 crystals = [_crystal(row) for row in chosen.to_dict("records")]
-                total = potential.predict(crystals).energy
+                values = potential.predict(crystals).energy / np.array([len(crystal) for crystal in crystals])
+                if potential.scale == "pbe":
+                    values = values + mp2020_corrections(crystals)
                 with atomic_file(file) as temporary, temporary.open("wb") as stream:
-                    np.save(stream, total / np.array([len(crystal) for crystal in crystals]))
+                    np.save(stream, values)
             found.append(np.load(file))
             progress.update(len(chosen))
     return np.concatenate(found)

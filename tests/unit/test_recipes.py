@@ -4,12 +4,17 @@ script of the recipes leaves out."""
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from crystalforge.crystal import Crystal
 from crystalforge.platform.recipes import find_recipe
+from crystalforge.potentials.base import Prediction
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = sorted((ROOT / "recipes" / "published").glob("*.yaml"))
@@ -26,13 +31,59 @@ def test_a_recipe_in_a_folder_has_its_name() -> None:
     assert find_recipe("published/sft").samefile(ROOT / "recipes" / "published" / "sft.yaml")
 
 
-def test_a_hull_for_some_crystals_has_all_phases_of_their_systems_and_no_others() -> None:
+@pytest.fixture(scope="module")
+def own_hull() -> ModuleType:
     spec = importlib.util.spec_from_file_location("own_hull", ROOT / "recipes" / "own_hull.py")
     assert spec is not None
     assert spec.loader is not None
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
+    return recipe
+
+
+def test_a_hull_for_some_crystals_has_all_phases_of_their_systems_and_no_others(own_hull: ModuleType) -> None:
     formulas = ["Na1", "Cl2", "NaCl", "NaCl3", "K1", "KCl", "Na2O", "NaKCl2", "O2"]
     phases = pd.DataFrame({"formula": formulas})
-    found = recipe.within(phases, pd.Series([[11, 17, 17], [], [19]]))
+    found = own_hull.within(phases, pd.Series([[11, 17, 17], [], [19]]))
     assert found.formula.tolist() == ["Na1", "Cl2", "NaCl", "NaCl3", "K1"]
+
+
+def test_crystals_of_files_folders_and_evaluations_say_which_systems_are_wanted(
+    own_hull: ModuleType, tmp_path: Path
+) -> None:
+    places = [
+        tmp_path / "evaluation" / "crystals.parquet",
+        tmp_path / "drawn" / "part-0.parquet",
+        tmp_path / "a.parquet",
+    ]
+    for place, numbers in zip(places, ([3, 9], [11, 17], [19, 35]), strict=True):
+        place.parent.mkdir(exist_ok=True)
+        pd.DataFrame({"atomic_numbers": [numbers]}).to_parquet(place)
+    pd.DataFrame({"other": [1]}).to_parquet(tmp_path / "evaluation" / "summary.parquet")
+    found = own_hull.numbers_of([tmp_path / "evaluation", tmp_path / "drawn", tmp_path / "a.parquet"])
+    assert [list(row) for row in found] == [[3, 9], [11, 17], [19, 35]]
+
+
+class Flat:
+    """-1 eV an atom."""
+
+    def __init__(self, scale: str) -> None:
+        self.scale = scale
+
+    def predict(self, crystals: Sequence[Crystal]) -> Prediction:
+        return Prediction(-np.array([float(len(crystal)) for crystal in crystals]))
+
+
+def test_raw_energies_are_brought_to_the_corrected_scale(own_hull: ModuleType, tmp_path: Path) -> None:
+    """MgO by the scheme of 2020: -0.687 eV for the oxygen, two atoms (Wang et al. 2021, table 1)."""
+    rock = {
+        "material_id": "MgO",
+        "lattice": (2.1 * (1 - np.eye(3))).tolist(),
+        "atomic_numbers": [12, 8],
+        "frac_coords": [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]],
+    }
+    raw, corrected = (
+        own_hull.energies(Flat(scale), pd.DataFrame([rock]), tmp_path / scale) for scale in ("pbe", "mp2020")
+    )
+    assert corrected.tolist() == [-1.0]
+    assert raw[0] == pytest.approx(-1 - 0.687 / 2, abs=1e-3)

@@ -10,15 +10,18 @@ What each follows, and where it deviates:
 - `mattergen` (arXiv 2312.03687): crystals are relaxed first; what is then stable (E_hull < 0.1 eV/atom), unique and
   novel is asked of the relaxed ones, matcher 0.2 / 0.3 / 5 deg. Deviation: ordered crystals only, as nothing here makes
   disordered ones.
-- `lemat-genbench`: stable at E_hull <= 0 (S.U.N.) and metastable at <= 0.1 (M.S.U.N.) after relaxation, only valid
-  crystals count; E_hull is the mean over an ensemble, the reward and the held-out judges, each on its own hull.
-  Deviations: crystals are compared by StructureMatcher, not by the bond-graph hash; one potential relaxes for all.
+- `lemat-genbench` (arXiv 2512.04562, and its code of February 2026): stable at E_hull <= 0 (S.U.N.), metastable above
+  that and at <= 0.1 (M.S.U.N.); only valid crystals count; E_hull is the mean over an ensemble, the reward and the
+  held-out judges, each on its own hull. It judges crystals as they are submitted, and whether to relax them before is
+  left to who submits: here they are relaxed, by one potential, and then judged, compared and looked up.
+  `lemat-genbench-as-drawn` judges what the model wrote. Deviations: another ensemble and other hulls; validity as
+  CDVAE defines it; duplicates are sought among the stable ones; rates are of all crystals drawn.
 - `cdvae` (arXiv 2110.06197): validity; looser matcher 0.3 / 0.5 / 10 deg, no thermodynamics.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -63,7 +66,10 @@ class Protocol(BaseModel):
     ensemble: bool = Field(default=False, description="judge the mean E_hull of the reward and the held-out judges")
     stable_at: float | None = Field(description="E_hull limit in eV/atom; None: stability is not judged")
     stable_inclusive: bool = Field(default=False, description="whether E_hull equal to the limit is stable")
-    metastable_at: float | None = Field(default=None, description="a second, looser and inclusive limit in eV/atom")
+    metastable_at: float | None = Field(
+        default=None,
+        description="a second, looser and inclusive limit in eV/atom; what is stable is not metastable as well",
+    )
     valid_only: bool = Field(
         default=False, description="only crystals of valid structure and composition can be stable"
     )
@@ -74,19 +80,18 @@ class Protocol(BaseModel):
         return sha256_json(self.model_dump(mode="json"))
 
 
+_LEMAT: dict[str, Any] = {
+    "ensemble": True,
+    "stable_at": 0.0,
+    "stable_inclusive": True,
+    "metastable_at": 0.1,
+    "valid_only": True,
+}
 _ALL = (
     Protocol(name="crystalformer-rl", version=1, energy="generated", stable_at=0.1),
     Protocol(name="mattergen", version=2, energy="relaxed", compare="relaxed", stable_at=0.1),
-    Protocol(
-        name="lemat-genbench",
-        version=2,
-        energy="relaxed",
-        ensemble=True,
-        stable_at=0.0,
-        stable_inclusive=True,
-        metastable_at=0.1,
-        valid_only=True,
-    ),
+    Protocol(name="lemat-genbench", version=3, energy="relaxed", compare="relaxed", **_LEMAT),
+    Protocol(name="lemat-genbench-as-drawn", version=1, energy="generated", **_LEMAT),
     Protocol(
         name="cdvae",
         version=1,

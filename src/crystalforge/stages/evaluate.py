@@ -116,6 +116,8 @@ def evaluate(
                 metadata = _metadata(config, store, judges, entries, known)
                 judged_by = reward_lineage(reward.version)
                 summary = summarise(table)
+                if len(settings.protocols) > 1:
+                    summary["further"] = {name: summarise(table, protocol=name) for name in settings.protocols[1:]}
                 if settings.coverage is not None:
                     real = _real_crystals(store, settings.coverage.split)
                     summary["coverage"] = set_metrics(

@@ -80,11 +80,19 @@ def test_models_seeds_and_files_side_by_side(trained: Path, tmp_path: Path) -> N
     assert other["models"]["base"]["metrics"]["mean_reward"] == summary["models"]["base"]["metrics"]["mean_reward"]
 
 
-def test_space_groups_may_be_named(trained: Path, tmp_path: Path) -> None:
-    config = configured(evaluate={**SECTIONS["evaluate"], "spacegroups": [225]})
+def test_space_groups_and_protocols_may_be_named(trained: Path, tmp_path: Path) -> None:
+    config = configured(
+        evaluate={**SECTIONS["evaluate"], "spacegroups": [225], "protocols": ["crystalformer-rl", "cdvae"]}
+    )
     evaluate(config, trained / "data", trained / "base", None, tmp_path / "a", models=[("ppo", trained / "ppo-0")])
     table = pq.read_table(tmp_path / "a" / "crystals.parquet")
     assert set(table.column("spacegroup").to_pylist()) == {225}
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert summary["protocol"]["name"] == "crystalformer-rl"
+    further = summary["further"]["cdvae"]
+    assert further["protocol"]["matcher"]["stol"] == 0.5
+    novel = table.column("novel:cdvae").to_pylist()[:12]
+    assert further["models"]["base"]["metrics"]["novel_rate"]["value"] == sum(novel) / 12
 
 
 def test_another_reference_decides_what_is_novel(trained: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from crystalforge.rewards.protocol import Status
 
 
 def stability(table: pa.Table, protocol: Protocol) -> dict[str, Bool[np.ndarray, " n"]]:
-    """Masks `stable` and `metastable` of the kinds that the protocol has; without its energies there are none."""
+    """Masks `stable` and `metastable` (not stable, but below the second limit) of the kinds that the protocol has;
+    without its energies there are none."""
     energy = judged_energy(table, protocol)
     if energy is None:
         return {}
@@ -25,7 +26,8 @@ def stability(table: pa.Table, protocol: Protocol) -> dict[str, Bool[np.ndarray,
     if protocol.stable_at is not None:
         masks["stable"] = scored & _below(energy, protocol.stable_at, protocol.stable_inclusive)
     if protocol.metastable_at is not None:
-        masks["metastable"] = scored & _below(energy, protocol.metastable_at, inclusive=True)
+        below = scored & _below(energy, protocol.metastable_at, inclusive=True)
+        masks["metastable"] = below & ~masks.get("stable", np.zeros(len(table), dtype=bool))
     return masks
 
 
