@@ -76,6 +76,26 @@ def objective(
     return Measured(value, math.sqrt(variance), n)
 
 
+def influence(
+    reward: Float64[np.ndarray, " B"],
+    log_ratio: Float64[np.ndarray, " B"],
+    tau: float,
+    passed: Bool[np.ndarray, " B"] | None = None,
+) -> Float64[np.ndarray, " B"]:
+    """What each draw adds to the error of `objective`: the square of that error is their variance over B.
+
+    With it two laws that drew with common random numbers are compared draw by draw: what both owe to the draw cancels.
+    """
+    known = np.isfinite(log_ratio)
+    chosen = known if passed is None else known & passed
+    if not chosen.any():
+        return np.full(len(reward), math.nan)
+    shaped = reward - tau * np.where(known, log_ratio, 0.0)
+    share = chosen.sum() / known.sum()
+    own = np.where(chosen, shaped - shaped[chosen].mean(), 0.0) + tau * np.where(known, chosen - share, 0.0)
+    return own / share * (len(reward) / known.sum())
+
+
 def divergence(log_ratio: Float64[np.ndarray, " B"], passed: Bool[np.ndarray, " B"] | None = None) -> Measured:
     """KL(p || p_base) of the law that drew the crystals, or of its restriction to those that `passed`; nats."""
     found = objective(np.zeros(len(log_ratio)), log_ratio, 1.0, passed)

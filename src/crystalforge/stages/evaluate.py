@@ -183,7 +183,10 @@ def _entries(base: Path | None, tuned: Path | None, models: Named, samples: Name
 
 
 def _seed(config: Config, entry: Entry) -> int:
-    """Of the samples; not one of those that fine-tuning drew with."""
+    """Of the samples; not one of those that fine-tuning drew with. Crystals that were drawn elsewhere have one of their
+    own: their rows are nobody's pairs."""
+    if entry.samples:
+        return derived(config.seed, f"samples {entry.content} {entry.number}")
     return derived(config.seed, "evaluate" if not entry.number else f"evaluate {entry.number}")
 
 

@@ -153,3 +153,27 @@ def test_the_stability_study_has_the_objectives_that_the_documentation_quotes():
             passed = ~np.isin(part["status"].to_numpy(), list(REFUSED))
             assert tilted.objective(reward, ratio, 0.1).value == pytest.approx(plain, abs=6e-4)
             assert tilted.objective(reward, ratio, 0.1, passed).value == pytest.approx(cut, abs=6e-4)
+
+
+def test_influences_have_the_errors_variance_and_cancel_what_two_laws_share():
+    """Two laws with the same random numbers mostly draw the same crystal; their difference errs as is seen."""
+    rng = np.random.default_rng(11)
+    n, repetitions = 400, 600
+    seen, stated = [], []
+    for _ in range(repetitions):
+        common = rng.random(n)
+        parts = []
+        for law in (BASE, LAW):
+            rows = np.minimum(np.searchsorted(np.cumsum(law), common), len(law) - 1)
+            ratio = np.log(law / BASE)[rows]
+            ratio[:3] = np.nan  # a density that overflowed
+            parts.append((REWARD[rows], ratio, PASSES[rows]))
+        found = [tilted.objective(reward, ratio, TAU, passed) for reward, ratio, passed in parts]
+        own = [tilted.influence(reward, ratio, TAU, passed) for reward, ratio, passed in parts]
+        for measured, each in zip(found, own, strict=True):
+            assert each.std() / math.sqrt(n) == pytest.approx(measured.error, rel=0.01)
+        seen.append(found[1].value - found[0].value)
+        stated.append((own[1] - own[0]).std(ddof=1) / math.sqrt(n))
+    assert np.std(seen) == pytest.approx(np.mean(stated), rel=0.1)
+    nothing = tilted.influence(np.zeros(3), np.full(3, np.nan), TAU)
+    assert np.isnan(nothing).all()

@@ -3,7 +3,7 @@
 Denominators are all samples; for protocols that judge relaxed crystals, all that were to be relaxed. Rates of
 independent crystals (valid, stable, novel) have Wilson intervals; rates of *distinct* crystals (unique, S.U.N.) the
 conservative interval of `statistics.distinct_interval`; means Student's t. Differences between models: Newcombe for
-rates, Welch for means.
+rates, Welch for means, both pair by pair where the models drew with common random numbers.
 
 A label under which several models were judged (one method, trained with several seeds) is judged by the spread between
 them: its figures are means over the models, with k - 1 degrees of freedom, since samples of one model say nothing
@@ -12,11 +12,10 @@ about how another training would have ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Float64
 
 from crystalforge.evaluation.config import MOST_HELD_OUT
 from crystalforge.evaluation.judging.parts import held_out_prefix
@@ -84,6 +83,13 @@ def is_repeated(table: pa.Table) -> bool:
     return len(set(table.column("model_hash").to_pylist())) > 1
 
 
+def is_paired(first: pa.Table, second: pa.Table) -> bool:
+    """Whether row k of both was drawn with the same seed, number and space group."""
+    return len(first) == len(second) and all(
+        first.column(name).equals(second.column(name)) for name in ("seed", "index", "spacegroup")
+    )
+
+
 def estimate(table: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
     """The figures of one label: `measure`, or for several models the means over them with the spread between them."""
     found = _pooled(table, suffix)
@@ -132,7 +138,7 @@ def measure(table: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
     for metric, column in MEANS.items():
         if column in table.column_names:
             found[metric] = statistics.mean(_finite(_numbers(table, column)))
-    found["kl_to_base"] = statistics.mean(_log_ratio(table))
+    found["kl_to_base"] = statistics.mean(_finite(_log_ratio(table)))
     return {name: found[name] for name in METRICS if name in found}
 
 
@@ -160,26 +166,43 @@ MEANS = {
 def compare(first: pa.Table, second: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
     """second - first of every headline figure that both have, with the interval of the difference.
 
-    The two sets of samples are independent (different models), so nothing is paired. Where one of them comes from
+    Models that drew with common random numbers are compared pair by pair, others as independent samples; so are shares
+    of distinct crystals, which makes their intervals too long rather than too short. Where one of the two comes from
     several models, the intervals of both figures are combined (`statistics.difference`).
     """
     a, b = _pooled(first, suffix), _pooled(second, suffix)
     repeated = is_repeated(first) or is_repeated(second)
-    values: dict[str, Callable[[pa.Table], np.ndarray]] = {
-        "mean_reward": lambda table: _numbers(table, "reward"),
-        "kl_to_base": _log_ratio,
-    }
-    for metric, column in MEANS.items():
-        values[metric] = lambda table, column=column: _finite(_numbers(table, column))
+    pairs = not repeated and is_paired(first, second)
+    means = {"mean_reward": "reward"} | MEANS
+    shares = _shares(first, second, suffix) if pairs else {}
     found = {}
     for name in a:
         if name not in b:
             continue
-        if name in values and not repeated:
-            found[name] = statistics.welch(values[name](first), values[name](second))
+        if name in shares:
+            found[name] = statistics.paired_shares(_mask(first, shares[name]), _mask(second, shares[name]))
+        elif (name in means or name == "kl_to_base") and not repeated:
+            u, v = (_log_ratio(t) if name == "kl_to_base" else _numbers(t, means[name]) for t in (first, second))
+            if pairs:
+                found[name] = statistics.paired(b[name].value - a[name].value, _influence(u), _influence(v))
+            else:
+                found[name] = statistics.welch(_finite(u), _finite(v))
         else:
             found[name] = statistics.difference(a[name], b[name])
     return found
+
+
+def _shares(first: pa.Table, second: pa.Table, suffix: str) -> dict[str, str]:
+    """Columns of True and False by the figure that is their share of all rows, in both tables."""
+    found = {f"{name}_rate": name for name in ("valid", "structure_valid", "composition_valid")}
+    found |= {metric: column for metric, (column, population) in SHARES.items() if not population}
+    if all(_mask(table, f"counted{suffix}").all() for table in (first, second)):
+        found |= {f"{name}_rate": f"{name}{suffix}" for name in ("novel", "stable", "metastable")}
+    return found
+
+
+def _influence(values: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    return statistics.influence(values, np.isfinite(values))
 
 
 def _numbers(table: pa.Table, name: str) -> np.ndarray:
@@ -195,8 +218,8 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def _log_ratio(table: pa.Table) -> np.ndarray:
-    """log p(x) - log p_base(x) of the model's own samples where both are known; its mean estimates KL(p || p_base)."""
-    return _finite(_numbers(table, "log_prob") - _numbers(table, "log_prob_base"))
+    """log p(x) - log p_base(x) of the model's own samples, NaN where unknown; its mean estimates KL(p || p_base)."""
+    return _numbers(table, "log_prob") - _numbers(table, "log_prob_base")
 
 
 def _groups(table: pa.Table, name: str) -> list[int]:

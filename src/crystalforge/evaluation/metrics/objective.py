@@ -2,7 +2,8 @@
 
 L = E[r] - tau KL(p || p_base) and its maximum are `crystalforge.rewards.tilted`'s. Beside each model stands the same
 model behind a filter that costs nothing: only crystals that pass the reward's guards, drawn again until one does.
-Without that control the filter's merit is taken for the learner's.
+Without that control the filter's merit is taken for the learner's. Models that drew with common random numbers are
+compared draw by draw (`tilted.influence`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from crystalforge.evaluation.metrics import statistics
-from crystalforge.evaluation.metrics.measures import by_label, experiments, is_repeated, measure
+from crystalforge.evaluation.metrics.measures import by_label, experiments, is_paired, is_repeated, measure
 from crystalforge.evaluation.metrics.statistics import Estimate, Z
 from crystalforge.rewards import tilted
 from crystalforge.rewards.protocol import REFUSED
@@ -54,9 +55,15 @@ def objectives(table: pa.Table) -> dict[str, Any] | None:
         | {"effective": best.effective, "kl": best.kl, "reward": best.reward},
         "models": {label: _plain(found) for label, found in plain.items()},
         "filtered": {label: _plain(found) for label, found in cut.items()},
-        "comparison": {label: _plain(_less(plain[first], found)) for label, found in plain.items() if label != first},
+        "comparison": {
+            label: _plain(_less(plain[first], found) | _paired(parts[first], parts[label], tau, filtered=False))
+            for label, found in plain.items()
+            if label != first
+        },
         "filtered_comparison": {
-            label: _plain(_less(cut[first], found)) for label, found in cut.items() if label != first
+            label: _plain(_less(cut[first], found) | _paired(parts[first], parts[label], tau, filtered=True))
+            for label, found in cut.items()
+            if label != first
         },
     }
 
@@ -75,7 +82,7 @@ def _figures(table: pa.Table, base_reward: np.ndarray, tau: float) -> dict[str, 
 
 
 def _filtered(table: pa.Table, base_reward: np.ndarray, tau: float) -> dict[str, Estimate]:
-    passed = ~np.isin(table.column("status").to_numpy(), list(REFUSED))
+    passed = _passed(table)
     ratio = _log_ratio(table)
     found = tilted.objective(_rewards(table), ratio, tau, passed)
     return {
@@ -91,6 +98,23 @@ def _less(first: Mapping[str, Estimate], second: Mapping[str, Estimate]) -> dict
     return {name: statistics.difference(first[name], second[name]) for name in first if name in second}
 
 
+def _paired(first: pa.Table, second: pa.Table, tau: float, *, filtered: bool) -> dict[str, Estimate]:
+    """Differences of L, and with the filter of reward and KL too, of models that drew with common random numbers.
+
+    The intervals are those of pairs of draws; nothing where there are no pairs.
+    """
+    if is_repeated(first) or is_repeated(second) or not is_paired(first, second):
+        return {}
+    parts = [(_rewards(t), _log_ratio(t), _passed(t) if filtered else None) for t in (first, second)]
+    over = {"objective": (1.0, tau)} | ({"mean_reward": (1.0, 0.0), "kl_to_base": (0.0, -1.0)} if filtered else {})
+    found = {}
+    for name, (weight, price) in over.items():
+        a, b = (tilted.objective(weight * reward, ratio, price, passed).value for reward, ratio, passed in parts)
+        u, v = (tilted.influence(weight * reward, ratio, price, passed) for reward, ratio, passed in parts)
+        found[name] = statistics.paired(b - a, u, v)
+    return found
+
+
 def _plain(found: Mapping[str, Estimate]) -> dict[str, Any]:
     return {name: estimate.as_dict() for name, estimate in found.items()}
 
@@ -101,6 +125,10 @@ def _estimate(found: Measured) -> Estimate:
 
 def _rewards(table: pa.Table) -> np.ndarray:
     return table.column("reward").to_numpy().astype(np.float64)
+
+
+def _passed(table: pa.Table) -> np.ndarray:
+    return ~np.isin(table.column("status").to_numpy(), list(REFUSED))
 
 
 def _log_ratio(table: pa.Table) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float64
 
-from crystalforge.evaluation.metrics.measures import SHARES, experiments, is_repeated, measure
+from crystalforge.evaluation.metrics.measures import SHARES, experiments, is_paired, is_repeated, measure
 from crystalforge.evaluation.metrics.statistics import Z
 
 RATES = {"stable_rate": "stable", "novel_rate": "novel", "valid_rate": "valid"}
@@ -44,13 +44,6 @@ def p_values(first: pa.Table, second: pa.Table) -> Found:
         if column in first.column_names and column in second.column_names:
             _add(found, figure, *share_test(_numbers(first, column) > 0, _numbers(second, column) > 0, paired))
     return found
-
-
-def is_paired(first: pa.Table, second: pa.Table) -> bool:
-    """Whether row k of both was drawn with the same seed, number and space group."""
-    return len(first) == len(second) and all(
-        first.column(name).equals(second.column(name)) for name in ("seed", "index", "spacegroup")
-    )
 
 
 def mean_test(a: Float64[np.ndarray, " n"], b: Float64[np.ndarray, " m"], paired: bool) -> tuple[str, float]:

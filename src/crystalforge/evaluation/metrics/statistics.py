@@ -2,7 +2,9 @@
 
 Rates have Wilson score intervals (Wilson 1927); differences of rates combine the two intervals by Newcombe's hybrid
 score method (Newcombe 1998, method 10; also known as MOVER). Means have Student-t intervals, their differences
-Welch's. The number of *distinct* crystals is no sum of independent indicators; see `distinct_interval`.
+Welch's. Where two models drew with common random numbers, observation i of one belongs to observation i of the other,
+and what both owe to the draw cancels: `paired` and `paired_shares`. The number of *distinct* crystals is no sum of
+independent indicators; see `distinct_interval`.
 
 Shapes: n observations.
 """
@@ -110,6 +112,54 @@ def welch(first: Float64[np.ndarray, " n"], second: Float64[np.ndarray, " m"]) -
     freedom = (u + v) ** 2 / (u * u / (n - 1) + v * v / (m - 1))
     half = student_quantile(freedom) * math.sqrt(u + v)
     return Estimate(difference, difference - half, difference + half, n + m)
+
+
+def influence(values: Float64[np.ndarray, " n"], known: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    """What each observation adds to the error of the mean over those `known`; the sum is 0.
+
+    Of independent observations the variance over n is that of the mean (delta method: how many are known is left to
+    chance as well).
+    """
+    count = int(known.sum())
+    if count == 0:
+        return np.full(len(values), math.nan)
+    centred = np.where(known, values, 0.0)
+    return np.where(known, centred - centred.sum() / count, 0.0) * (len(values) / count)
+
+
+def paired(value: float, first: Float64[np.ndarray, " n"], second: Float64[np.ndarray, " n"]) -> Estimate:
+    """`value`, a difference of two figures whose influences by pair are `first` and `second`, with Student's interval.
+
+    For two means over all observations it is the interval of the paired t test.
+    """
+    assert len(first) == len(second)
+    n = len(first)
+    if n < 2 or not math.isfinite(value):
+        return Estimate(value, math.nan, math.nan, n)
+    half = student_quantile(float(n - 1)) * float((second - first).std(ddof=1)) / math.sqrt(n)
+    return Estimate(value, value - half, value + half, n)
+
+
+def paired_shares(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> Estimate:
+    """share(second) - share(first) of paired observations: the score intervals combined by Newcombe's method for
+    pairs (Newcombe, Statistics in Medicine 17, 2635 (1998), method 10), which takes their correlation into account."""
+    assert len(first) == len(second)
+    n, a, b = len(first), share(first), share(second)
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    both, neither = int((first & second).sum()), int((~first & ~second).sum())
+    agreed = both * neither - int((first & ~second).sum()) * int((~first & second).sum())
+    if agreed > 0:
+        agreed = max(agreed - n / 2, 0.0)  # continuity
+    scale = math.sqrt(float(first.sum()) * float((~first).sum()) * float(second.sum()) * float((~second).sum()))
+    phi = agreed / scale if scale else 0.0
+    value = b.value - a.value
+
+    def half(u: float, v: float) -> float:
+        return math.sqrt(max(u * u - 2 * phi * u * v + v * v, 0.0))
+
+    low, high = half(b.value - b.low, a.high - a.value), half(b.high - b.value, a.value - a.low)
+    return Estimate(value, value - low, value + high, n)
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:

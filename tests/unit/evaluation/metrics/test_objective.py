@@ -93,3 +93,20 @@ def test_the_report_shows_every_model_with_and_without_the_filter(found):
     assert "−1.354 [−1.406, −1.302]" in html
     assert "base, filtered" in html
     assert objective_table({"models": metrics}) == ""
+
+
+def test_common_random_numbers_are_used_and_crystals_from_elsewhere_are_nobodys_pairs(table, found):
+    """SFT drew with the base's seed: its difference is known better than from two independent samples."""
+    apart = [found["models"][label]["objective"] for label in ("base", "sft")]
+    independent = sum(((each["high"] - each["low"]) / 2) ** 2 for each in apart) ** 0.5
+    change = found["comparison"]["sft"]["objective"]
+    assert change["value"] == pytest.approx(-0.083, abs=QUOTED)
+    assert 0.5 * independent < (change["high"] - change["low"]) / 2 < 0.85 * independent
+    sft = pc.equal(table["label"], "sft")
+    column = table.schema.get_field_index("seed")
+    moved = table.set_column(column, "seed", pc.if_else(sft, 1, table["seed"]))
+    others = objectives(moved)
+    assert others is not None
+    alone = others["comparison"]["sft"]["objective"]
+    assert alone["value"] == pytest.approx(change["value"])
+    assert (alone["high"] - alone["low"]) / 2 == pytest.approx(independent, rel=1e-3)

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from crystalforge.evaluation.metrics.significance import is_paired, mean_test, p_values, rank_test, share_test
+from crystalforge.evaluation.metrics.measures import is_paired
+from crystalforge.evaluation.metrics.significance import mean_test, p_values, rank_test, share_test
 
 FLAGS = ("novel", "valid", "structure_valid", "composition_valid", "sun")
 

@@ -121,3 +121,53 @@ def test_distinct_kinds_by_hand():
     assert (found.low, found.high) == pytest.approx((0.2 - (0.1 - single.low), 0.2 + single.high - 0.1))
     assert statistics.distinct_interval([0, 1, 2], 3).high == 1
     assert statistics.distinct_interval([0, 0, 0, 0], 4).low == pytest.approx(0.25)
+
+
+def test_paired_means_equal_scipy():
+    rng = np.random.default_rng(3)
+    first = rng.normal(0, 1, 50)
+    second = first + rng.normal(0.2, 0.5, 50)
+    every = np.ones(50, bool)
+    found = statistics.paired(
+        float(second.mean() - first.mean()), statistics.influence(first, every), statistics.influence(second, every)
+    )
+    expected = stats.ttest_rel(second, first).confidence_interval()
+    assert (found.low, found.high) == pytest.approx(tuple(expected))
+    assert found.high - found.low < statistics.welch(first, second).high - statistics.welch(first, second).low
+
+
+def test_influence_by_hand():
+    """Two of four are known: each known one counts for two, and the others for nothing."""
+    values, known = np.array([1.0, np.nan, 4.0, np.nan]), np.array([True, False, True, False])
+    assert statistics.influence(values, known).tolist() == [-3, 0, 3, 0]
+    assert np.isnan(statistics.influence(values, np.zeros(4, bool))).all()
+
+
+@pytest.mark.parametrize(
+    ("both", "lost", "gained", "neither", "interval"),
+    [
+        (36, 12, 2, 0, (0.0569, 0.3404)),  # Newcombe 1998, table III
+        (20, 10, 0, 20, (0.0803, 0.3073)),
+        (54, 0, 0, 0, (-0.0664, 0.0664)),  # nobody changed: Wilson's width remains
+    ],
+)
+def test_paired_shares_are_newcombes(both, lost, gained, neither, interval):
+    first = np.repeat([True, False, True, False], [both, lost, gained, neither])
+    second = np.repeat([True, True, False, False], [both, lost, gained, neither])
+    found = statistics.paired_shares(first, second)
+    assert found.value == pytest.approx((lost - gained) / len(first))
+    assert (found.low, found.high) == pytest.approx(interval, abs=5e-5)
+    turned = statistics.paired_shares(second, first)
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_intervals_of_paired_shares_hold_what_they_promise():
+    rng = np.random.default_rng(7)
+    hits = 0
+    for _ in range(400):
+        common = rng.random(200)
+        first = np.where(rng.random(200) < 0.6, common, rng.random(200)) < 0.1
+        second = common < 0.16
+        found = statistics.paired_shares(first, second)
+        hits += found.low <= 0.06 <= found.high
+    assert hits / 400 >= 0.93
