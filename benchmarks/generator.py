@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float64, UInt64
 
 from crystalforge.crystal import Crystal, PackedCrystals
 from crystalforge.crystal.geometry import Geometry, cells_sound, covalent_radii, nearest
-from crystalforge.data.fingerprint import fingerprints
+from crystalforge.data.fingerprint import fingerprints, orbit_codes
 from crystalforge.data.store import TokenStore
 from crystalforge.evaluation.evaluate import TABLE, read_table
 from crystalforge.evaluation.judging.judge import tokens_of
@@ -66,7 +66,7 @@ def training_set(name: str) -> UInt64[np.ndarray, " F"]:
     place = Path(name)
     if (place / "store").is_dir():
         store = TokenStore.open(place / "store")
-        return _halves(np.asarray(store.column("fingerprint")[store.split("train")]))
+        return orbit_codes(np.asarray(store.column("fingerprint")[store.split("train")]))
     found = training_fingerprints(find_model(place), None)
     return np.zeros(0, np.uint64) if found is None else found
 
@@ -75,7 +75,7 @@ def quality(table: pa.Table, known: Mapping[str, UInt64[np.ndarray, " F"]]) -> d
     """Shares of one model's rows, in percent, each with its 95 % interval."""
     bond, distance = shortest(crystals_of(table))
     tokens = tokens_of(table)
-    prints, written = _halves(fingerprints(tokens)), tokens.n_sites > 0
+    prints, written = orbit_codes(fingerprints(tokens)), tokens.n_sites > 0
     overlapping = ~(bond >= OVERLAP)
     found: dict[str, Estimate] = {
         "overlapping, < 0.7 of the covalent radii": share(overlapping),
@@ -116,11 +116,6 @@ def shortest(
 
 def _distinct(prints: UInt64[np.ndarray, " n"], mask: Bool[np.ndarray, " n"]) -> Estimate:
     return distinct_interval(prints[mask].view(np.int64).tolist(), len(prints))
-
-
-def _halves(found: np.ndarray) -> UInt64[np.ndarray, " n"]:
-    """The 8 bytes of each fingerprint that cover formula, space group and orbits."""
-    return np.ascontiguousarray(found[:, 8:]).view(np.uint64).ravel()
 
 
 if __name__ == "__main__":

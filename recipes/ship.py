@@ -22,6 +22,7 @@ import numpy as np
 
 from crystalforge.common.errors import InputError
 from crystalforge.common.files import atomic_directory, write_json
+from crystalforge.data.fingerprint import orbit_codes
 from crystalforge.data.store import TokenStore
 from crystalforge.model.checkpoint import load_model
 
@@ -74,7 +75,7 @@ def ship(
         (place / "metrics.jsonl").write_text(course([*before, base]))
         write_json(place / "stage.json", whole(record, earlier))
         fingerprint = np.asarray(store.column("fingerprint")[store.split("train")])
-        np.save(place / "model" / "fingerprints.npy", np.unique(second_half(fingerprint)))
+        np.save(place / "model" / "fingerprints.npy", np.unique(orbit_codes(fingerprint)))
         said = None if training is None else training.read_text().strip()
         text = card(out.name, record, earlier, store.manifest["counts"], weights, measured, said)
         (place / "model" / "README.md").write_text(text)
@@ -99,11 +100,6 @@ def course(runs: Sequence[Path]) -> str:
         done = {name: lines[-1][name] if lines else 0 for name in ("step", "seconds", "epoch")}
         lines += [line | {name: line[name] + value for name, value in done.items()} for line in own]
     return "".join(json.dumps(line) + "\n" for line in lines)
-
-
-def second_half(fingerprint: np.ndarray) -> np.ndarray:
-    """The 8 bytes of a fingerprint that cover formula, space group and orbits, as integers."""
-    return np.ascontiguousarray(fingerprint[:, 8:]).view(np.uint64).ravel()
 
 
 def card(

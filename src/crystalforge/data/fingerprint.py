@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int8, Int64, UInt8
+from jaxtyping import Bool, Float64, Int8, Int64, UInt8, UInt64
 
 from crystalforge.crystal import Crystal, Tokens, wyckoff
 from crystalforge.crystal.convert import to_crystals
@@ -42,6 +42,11 @@ def fingerprints(tokens: Tokens) -> UInt8[np.ndarray, "B 16"]:
         rows[row, :8] = np.frombuffer(_hash(formula), np.uint8)
         rows[row, 8:] = np.frombuffer(_hash(f"{formula}|{group}|{orbits}"), np.uint8)
     return rows
+
+
+def orbit_codes(fingerprint: UInt8[np.ndarray, "B 16"]) -> UInt64[np.ndarray, " B"]:
+    """The half that covers reduced formula, space group and orbits, as one number each."""
+    return np.ascontiguousarray(fingerprint[:, 8:]).view(np.uint64).ravel()
 
 
 def assign_splits(fingerprint: UInt8[np.ndarray, "B 16"], config: SplitConfig) -> Int8[np.ndarray, " B"]:

@@ -21,14 +21,14 @@ Shapes: B crystals of a step.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, UInt64
 
-from crystalforge.crystal import wyckoff
+from crystalforge.crystal.keys import composition_keys, element_counts, prototype_keys
 from crystalforge.crystal.tokens import Tokens
 from crystalforge.rewards.protocol import Status
 from crystalforge.rl import journal
@@ -57,8 +57,8 @@ class Drift:
         self._known: dict[int, Worth] = {}
         self._next = 0
         self._repeats = (
-            Repeats(self._config.compositions, compositions),
-            Repeats(self._config.structures, structures),
+            Repeats(self._config.compositions, lambda tokens: composition_keys(element_counts(tokens))),
+            Repeats(self._config.structures, prototype_keys),
         )
         self._coverage = Coverage(self._config.coverage)
 
@@ -100,14 +100,14 @@ class Drift:
 class Repeats:
     """How often each crystal's `key` has come before."""
 
-    def __init__(self, strength: float, keys: Callable[[Tokens], Sequence[bytes]]) -> None:
+    def __init__(self, strength: float, keys: Callable[[Tokens], UInt64[np.ndarray, " B"]]) -> None:
         self.strength, self._keys = strength, keys
-        self._seen: Counter[bytes] = Counter()
+        self._seen: Counter[int] = Counter()
 
     def of(self, tokens: Tokens) -> Float64[np.ndarray, " B"]:
         """strength ln(1 + n), with n the earlier crystals of the same key; these are counted in."""
         found = np.zeros(len(tokens))
-        for row, key in enumerate(self._keys(tokens)):
+        for row, key in enumerate(self._keys(tokens).tolist()):
             found[row] = self._seen[key]
             self._seen[key] += 1
         return self.strength * np.log1p(found)
@@ -148,30 +148,3 @@ def marginals(tokens: Tokens) -> tuple[Float64[np.ndarray, "B N"], Float64[np.nd
     kinds = np.zeros((len(tokens), tokens.element.shape[1] + 1))
     kinds[np.arange(len(tokens)), count] = 1
     return kinds, present / np.maximum(count, 1)[:, None]
-
-
-def compositions(tokens: Tokens) -> list[bytes]:
-    """Equal for crystals of one reduced formula."""
-    amounts = wyckoff.multiplicity()[tokens.spacegroup[:, None] - 1, tokens.wyckoff]
-    counts = np.zeros((len(tokens), 119), dtype=np.int32)
-    np.add.at(counts, (np.arange(len(tokens))[:, None], tokens.element), amounts * (tokens.wyckoff > 0))
-    counts //= np.maximum(np.gcd.reduce(counts, axis=1), 1)[:, None]
-    return [row.tobytes() for row in counts]
-
-
-def structures(tokens: Tokens) -> list[bytes]:
-    """Equal for crystals of one formula prototype: space group, and which Wyckoff letters share an element, whatever
-    the elements.
-
-    >>> from crystalforge.crystal.tokens import Tokens
-    >>> salts = Tokens(np.array([225, 225]), np.array([[1, 2], [1, 2]]), np.array([[11, 17], [17, 11]]),
-    ...                np.zeros((2, 2, 3)), np.ones((2, 6)))
-    >>> len(set(structures(salts))), len(set(compositions(salts)))
-    (1, 1)
-    """
-    found = []
-    for group, letters, elements in zip(tokens.spacegroup, tokens.wyckoff, tokens.element, strict=True):
-        used = letters > 0
-        parts = sorted(bytes(np.sort(letters[used & (elements == z)]).tolist()) for z in set(elements[used].tolist()))
-        found.append(bytes([int(group)]) + b"|".join(parts))
-    return found

@@ -48,7 +48,7 @@ class Workbench:
     def _draw(self, first: int, count: int) -> Plain:
         """Crystals first .. first + count - 1: how many fell at what, and the sound ones."""
         from crystalforge.crystal.convert import to_crystals
-        from crystalforge.data.fingerprint import fingerprints
+        from crystalforge.data.fingerprint import fingerprints, orbit_codes
         from crystalforge.model.sampling.sampler import draw_spacegroups, sample
         from crystalforge.rewards.guards import check
 
@@ -66,10 +66,8 @@ class Workbench:
         crystals = to_crystals(samples.tokens, primitive=True)
         known_elements = self._once("elements", self._elements)
         status = check(crystals, config.geometry, known_elements)
-        remembered = np.isin(
-            np.ascontiguousarray(fingerprints(samples.tokens)[:, 8:]).view(np.uint64).ravel(),
-            self._once("fingerprints", self._fingerprints),
-        )
+        codes = orbit_codes(fingerprints(samples.tokens))
+        remembered = np.isin(codes, self._once("fingerprints", self._fingerprints))
         counts = {Status(code).name.lower(): int(n) for code, n in enumerate(np.bincount(status)) if n}
         return {
             "drawn": count,

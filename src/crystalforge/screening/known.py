@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 
 from crystalforge.crystal import Crystal
+from crystalforge.crystal.keys import composition_key
 from crystalforge.evaluation.matching.matcher import Matcher, Reduced
-from crystalforge.evaluation.matching.reference import Nearest, Reference, composition_key
+from crystalforge.evaluation.matching.reference import Nearest, Reference
 from crystalforge.evaluation.protocols import MatcherSettings
 from crystalforge.evaluation.validity import reduced_composition
 

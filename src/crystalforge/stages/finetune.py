@@ -118,15 +118,12 @@ def known_to(store: TokenStore) -> IsKnown:
     from jaxtyping import Bool
 
     from crystalforge.crystal.tokens import Tokens
-    from crystalforge.data.fingerprint import fingerprints
+    from crystalforge.data.fingerprint import fingerprints, orbit_codes
 
-    def codes(fingerprint: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(fingerprint[:, 8:]).view(np.uint64).ravel()  # the half that covers it all
-
-    known = np.unique(codes(np.asarray(store.column("fingerprint")[store.split("train")])))
+    known = np.unique(orbit_codes(np.asarray(store.column("fingerprint")[store.split("train")])))
 
     def is_known(tokens: Tokens) -> Bool[np.ndarray, " B"]:
-        return np.isin(codes(fingerprints(tokens)), known)
+        return np.isin(orbit_codes(fingerprints(tokens)), known)
 
     return is_known
 

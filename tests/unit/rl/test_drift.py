@@ -12,48 +12,32 @@ import numpy as np
 import pytest
 
 from crystalforge.crystal import Crystal
+from crystalforge.crystal.keys import composition_keys, element_counts
 from crystalforge.crystal.tokens import Tokens
 from crystalforge.model.checkpoint import load_model, weights_hash
 from crystalforge.rewards.protocol import RewardUnavailable, Scores, Status
 from crystalforge.rl import journal
 from crystalforge.rl.config import DriftConfig, FinetuneConfig, MonitorConfig
-from crystalforge.rl.drift import PSEUDO, Coverage, Repeats, compositions, structures
+from crystalforge.rl.drift import PSEUDO, Coverage, Repeats
 from crystalforge.rl.finetune import finetune
 from crystalforge.rl.testing import ElementReward, ElementScreen, FailingReward
+from tests.unit.crystal.conftest import crystals
 
 UNWATCHED = MonitorConfig(every=50, max_gap=None, min_unique=None, max_kl=None, max_worse=None)
 FAST: dict[str, Any] = {"batch_size": 40, "learning_rate": 1e-2, "tau": 0.05, "monitor": UNWATCHED}
 OXIDES = {"constraints": {"elements": "O Na Mg Ti Fe Sr Ba"}}
 
 
-def crystals(*rows: tuple[int, str, list[int]]) -> Tokens:
-    """Space group, letters and elements of each crystal."""
-    wyckoff, element = np.zeros((len(rows), 4), np.int32), np.zeros((len(rows), 4), np.int32)
-    for row, (_, letters, elements) in enumerate(rows):
-        wyckoff[row, : len(letters)] = [ord(letter) - ord("a") + 1 for letter in letters]
-        element[row, : len(elements)] = elements
-    groups = np.array([group for group, _, _ in rows], np.int32)
-    return Tokens(groups, wyckoff, element, np.zeros((len(rows), 4, 3)), np.ones((len(rows), 6)))
-
-
 SALT, SAME, CAESIUM, OTHER = (225, "ab", [11, 17]), (225, "ab", [17, 11]), (221, "ab", [11, 17]), (225, "ab", [3, 9])
-FLUORITE, ELEMENT, PAIR = (225, "ac", [20, 9]), (225, "ab", [11, 11]), (225, "aab", [11, 17, 17])
+FLUORITE, ELEMENT = (225, "ac", [20, 9]), (225, "ab", [11, 11])
 
 
-def test_one_formula_whatever_the_structure():
-    keys = compositions(crystals(SALT, SAME, CAESIUM, OTHER, FLUORITE, ELEMENT))
-    assert keys[0] == keys[1] == keys[2]
-    assert len(set(keys)) == 4
-
-
-def test_one_prototype_whatever_the_elements():
-    keys = structures(crystals(SALT, SAME, OTHER, CAESIUM, FLUORITE, ELEMENT, PAIR))
-    assert keys[0] == keys[1] == keys[2]
-    assert len(set(keys)) == 5
+def formulas(tokens: Tokens) -> np.ndarray:
+    return composition_keys(element_counts(tokens))
 
 
 def test_repeats_count_within_the_batch_and_over_the_run():
-    repeats = Repeats(0.5, compositions)
+    repeats = Repeats(0.5, formulas)
     assert repeats.of(crystals(SALT, FLUORITE, SAME, CAESIUM)) == pytest.approx(
         [0, 0, 0.5 * np.log(2), 0.5 * np.log(3)]
     )
@@ -74,37 +58,31 @@ def test_coverage_pays_what_became_rare_with_what_became_common():
     assert coverage.of(crystals())[0].size == 0
 
 
-class Toy(ElementReward):
-    """As `ElementReward`, but for what the subclass says."""
-
-    def score(self, crystals: Sequence[Crystal | None]) -> Scores:
-        scores = super().score(crystals)
-        kinds = [set() if crystal is None else set(crystal.numbers.tolist()) for crystal in crystals]
-        return self.changed(scores, kinds)
-
-    def changed(self, scores: Scores, kinds: list[set[int]]) -> Scores:
-        raise NotImplementedError
+def elements_of(crystals: Sequence[Crystal | None]) -> list[set[int]]:
+    return [set() if crystal is None else set(crystal.numbers.tolist()) for crystal in crystals]
 
 
-class Unexplored(Toy):
+class Unexplored(ElementReward):
     """Chemical systems with titanium or strontium hold no known phase: nothing competes with what is made of them."""
 
     demands: bool = True
     given: float = -1.0
 
-    def changed(self, scores: Scores, kinds: list[set[int]]) -> Scores:
-        unknown = np.array([bool(kind & {22, 38}) for kind in kinds]) & scores.ok
+    def score(self, crystals: Sequence[Crystal | None]) -> Scores:
+        scores = super().score(crystals)
+        unknown = np.array([bool(kind & {22, 38}) for kind in elements_of(crystals)]) & scores.ok
         if not self.demands:
             return replace(scores, values=np.where(unknown, 1.0, scores.values))
         status = np.where(unknown, Status.SPARSE_HULL, scores.status).astype(np.int32)
         return Scores(np.where(unknown, self.given, scores.values), status, scores.components)
 
 
-class Few(Toy):
+class Few(ElementReward):
     """Likes few elements, and dislikes oxygen: what a potential's errors came to on MP-20."""
 
-    def changed(self, scores: Scores, kinds: list[set[int]]) -> Scores:
-        worth = np.array([-0.15 * len(kind) - 0.3 * (8 in kind) for kind in kinds])
+    def score(self, crystals: Sequence[Crystal | None]) -> Scores:
+        scores = super().score(crystals)
+        worth = np.array([-0.15 * len(kind) - 0.3 * (8 in kind) for kind in elements_of(crystals)])
         return replace(scores, values=np.where(scores.ok, worth, -1.0))
 
 
@@ -160,7 +138,9 @@ def test_a_formula_that_pays_best_is_not_written_again_and_again(tmp_path, base,
     for beta in (0.0, 4.0):
         reward = ElementReward({12: 1.0, 8: 0.6}, other=0.0)
         tuned(tmp_path / str(beta), base, cubic, reward, 9, drift={"compositions": beta}, **OXIDES)
-        _, distinct[beta] = course(tmp_path / str(beta), lambda tokens: len(set(compositions(tokens))) / len(tokens))
+        _, distinct[beta] = course(
+            tmp_path / str(beta), lambda tokens: len(set(formulas(tokens).tolist())) / len(tokens)
+        )
         assert course(tmp_path / str(beta), lambda tokens: float((tokens.element == 12).any(axis=1).mean()))[1] > 0.5
     assert distinct[0.0] < 0.5
     assert distinct[4.0] > distinct[0.0] + 0.15

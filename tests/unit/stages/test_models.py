@@ -12,7 +12,7 @@ import torch
 
 from crystalforge.common.errors import InputError
 from crystalforge.crystal.tokens import Tokens
-from crystalforge.data.fingerprint import fingerprints
+from crystalforge.data.fingerprint import fingerprints, orbit_codes
 from crystalforge.data.store import Rows, TokenStore
 from crystalforge.evaluation.matching.reference import Reference
 from crystalforge.model.checkpoint import load_model, save_model
@@ -106,7 +106,7 @@ def test_fingerprints_count_only_where_the_training_set_is_not_at_hand(tmp_path:
 
 def test_a_remembered_crystal_is_known_to_a_reference_and_changes_its_identity(tokens: Tokens) -> None:
     empty = Reference.from_tokens(tokens[:0], [])
-    half = np.ascontiguousarray(fingerprints(tokens[:1])[:, 8:]).view(np.uint64).ravel()
+    half = orbit_codes(fingerprints(tokens[:1]))
     knowing = empty.remembering(half)
     assert knowing.remembers(tokens)[0]
     assert knowing.digest != empty.digest

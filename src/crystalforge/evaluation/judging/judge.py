@@ -20,11 +20,12 @@ from jaxtyping import Bool, Float64, Int64
 
 from crystalforge.common.progress import Progress
 from crystalforge.crystal import MAX_SITES, Crystal, Tokens
+from crystalforge.crystal.keys import composition_key, prototype_keys
 from crystalforge.evaluation.judging.relaxing import relaxed_crystals
 from crystalforge.evaluation.judging.scoring import crystals_of, formula
 from crystalforge.evaluation.judging.stability import second_opinions, stability
 from crystalforge.evaluation.matching.matcher import Matcher, Reduced
-from crystalforge.evaluation.matching.reference import Nearest, Reference, composition_key, prototype_keys
+from crystalforge.evaluation.matching.reference import Nearest, Reference
 from crystalforge.evaluation.protocols import MatcherSettings, Protocol
 from crystalforge.evaluation.validity import reduced_composition
 

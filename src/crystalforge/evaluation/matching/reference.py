@@ -21,8 +21,8 @@ from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 from crystalforge.common.files import sha256_json
 from crystalforge.crystal import ATOM_TYPES, Crystal, PackedCrystals, Tokens
 from crystalforge.crystal.convert import to_crystals
-from crystalforge.crystal.wyckoff import multiplicity
-from crystalforge.data.fingerprint import fingerprints
+from crystalforge.crystal.keys import composition_key, composition_keys, counts_of, element_counts, prototype_keys
+from crystalforge.data.fingerprint import fingerprints, orbit_codes
 from crystalforge.evaluation.validity import reduced_composition
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Reference:
         )
 
     def remembering(self, fingerprint: UInt64[np.ndarray, " F"]) -> Reference:
-        """This reference, which then also knows the crystals with these fingerprints (`data.fingerprint`, the half that
+        """This reference, which then also knows the crystals with these fingerprints (`orbit_codes`, the half that
         covers formula, space group and orbits): a training set whose structures are not at hand.
         """
         other = copy(self)
@@ -151,8 +151,7 @@ class Reference:
         matcher would call some of them new."""
         if self._remembered is None:
             return np.zeros(len(tokens), dtype=bool)
-        found = np.ascontiguousarray(fingerprints(tokens)[:, 8:]).view(np.uint64).ravel()
-        return np.isin(found, self._remembered) & (tokens.n_sites > 0)
+        return np.isin(orbit_codes(fingerprints(tokens)), self._remembered) & (tokens.n_sites > 0)
 
     def rows_of(self, key: int) -> Int64[np.ndarray, " k"]:
         """Rows whose reduced composition has this key, ascending."""
@@ -192,56 +191,6 @@ class Reference:
         return [Nearest(int(row), "similar", float(d)) for row, d in zip(rows, best, strict=True)]
 
 
-def element_counts(tokens: Tokens) -> Int32[np.ndarray, "B 119"]:
-    """Atoms of each element in the conventional cell."""
-    weight = np.where(tokens.is_site, multiplicity()[tokens.spacegroup[:, None] - 1, tokens.wyckoff], 0)
-    counts = np.zeros((len(tokens), ATOM_TYPES), dtype=np.int32)
-    row = np.broadcast_to(np.arange(len(tokens))[:, None], weight.shape)
-    np.add.at(counts, (row, tokens.element), weight.astype(np.int32))
-    counts[:, 0] = 0
-    return counts
-
-
-def composition_keys(counts: Int32[np.ndarray, "B 119"]) -> UInt64[np.ndarray, " B"]:
-    """64-bit hashes of reduced compositions; equal compositions have equal keys.
-
-    Two compositions that collide share a bucket, where the matcher then tells them apart: a hash can cost time, never
-    correctness.
-    """
-    divisor = np.maximum(np.gcd.reduce(counts, axis=1), 1)
-    reduced = counts // divisor[:, None]
-    element = np.arange(ATOM_TYPES, dtype=np.uint64) << np.uint64(32)
-    mixed = np.where(reduced > 0, _mix(element[None, :] + reduced.astype(np.uint64)), np.uint64(0))
-    return mixed.sum(axis=1, dtype=np.uint64)
-
-
-def composition_key(composition: tuple[tuple[int, int], ...]) -> int:
-    """The key of one reduced composition, as pairs (atomic number, count)."""
-    counts = np.zeros((1, ATOM_TYPES), dtype=np.int32)
-    for z, count in composition:
-        counts[0, z] = count
-    return int(composition_keys(counts)[0])
-
-
-def prototype_keys(tokens: Tokens) -> UInt64[np.ndarray, " B"]:
-    """64-bit hashes of (space group, for each element the letters it sits on), blind to which element it is."""
-    per_element = np.zeros((len(tokens), ATOM_TYPES), dtype=np.uint64)
-    letters = np.where(tokens.is_site, _mix(tokens.wyckoff.astype(np.uint64)), np.uint64(0))
-    row = np.broadcast_to(np.arange(len(tokens))[:, None], letters.shape)
-    np.add.at(per_element, (row, tokens.element), letters)
-    per_element[:, 0] = 0
-    mixed = np.where(per_element > 0, _mix(per_element), np.uint64(0)).sum(axis=1, dtype=np.uint64)
-    return _mix(mixed + tokens.spacegroup.astype(np.uint64))
-
-
-def _mix(value: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
-    """SplitMix64's finaliser (Steele, Lea & Flood 2014): spreads every input bit over the output."""
-    value = value + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
-
-
 def _find(ordered: UInt64[np.ndarray, " R"], order: Int64[np.ndarray, " R"], key: int) -> Int64[np.ndarray, " k"]:
     first = np.searchsorted(ordered, np.uint64(key), side="left")
     last = np.searchsorted(ordered, np.uint64(key), side="right")
@@ -265,10 +214,7 @@ def _cumulative(counts: Int32[np.ndarray, "k 119"]) -> Float32[np.ndarray, "k 11
 
 
 def _query(composition: tuple[tuple[int, int], ...]) -> Float32[np.ndarray, " 119"]:
-    counts = np.zeros((1, ATOM_TYPES), dtype=np.int32)
-    for z, count in composition:
-        counts[0, z] = count
-    return _cumulative(counts)[0]
+    return _cumulative(counts_of(composition))[0]
 
 
 def _moves(queries: Float32[np.ndarray, "Q 119"], known: Float32[np.ndarray, "k 119"]) -> Float32[np.ndarray, "Q k"]:
