@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crystalforge.evaluation.metrics.measures import log_ratio_of
+from crystalforge.evaluation.metrics.objective import passed_of, rewards_of
 from crystalforge.rewards import tilted
-from crystalforge.rewards.protocol import REFUSED
 
 TABLE = Path(__file__).parents[3] / "docs" / "results" / "stability-crystals.parquet"
 
@@ -138,7 +139,7 @@ STUDY = {
 def test_the_stability_study_has_the_objectives_that_the_documentation_quotes():
     columns = ["label", "seed", "reward", "status", "log_prob", "log_prob_base"]
     table = pq.read_table(TABLE, columns=columns)
-    base = table.filter(pc.field("label") == "base")["reward"].to_numpy().astype(np.float64)
+    base = rewards_of(table.filter(pc.field("label") == "base"))
     best = tilted.optimum(base, 0.1)
     assert best.value == pytest.approx(-0.182, abs=5e-4)
     assert best.effective == pytest.approx(117, abs=1)
@@ -148,9 +149,7 @@ def test_the_stability_study_has_the_objectives_that_the_documentation_quotes():
         seeds = dict.fromkeys(rows["seed"].to_pylist())
         for seed, (plain, cut) in zip(seeds, expected, strict=True):
             part = rows.filter(pc.field("seed") == seed)
-            reward = part["reward"].to_numpy().astype(np.float64)
-            ratio = (part["log_prob"].to_numpy() - part["log_prob_base"].to_numpy()).astype(np.float64)
-            passed = ~np.isin(part["status"].to_numpy(), list(REFUSED))
+            reward, ratio, passed = rewards_of(part), log_ratio_of(part), passed_of(part)
             assert tilted.objective(reward, ratio, 0.1).value == pytest.approx(plain, abs=6e-4)
             assert tilted.objective(reward, ratio, 0.1, passed).value == pytest.approx(cut, abs=6e-4)
 

@@ -8,6 +8,8 @@ rates, Welch for means, both pair by pair where the models drew with common rand
 A label under which several models were judged (one method, trained with several seeds) is judged by the spread between
 them: its figures are means over the models, with k - 1 degrees of freedom, since samples of one model say nothing
 about how another training would have ended.
+
+Shapes: B rows of an evaluation's table.
 """
 
 from __future__ import annotations
@@ -110,6 +112,12 @@ def _within(share: Estimate) -> Estimate:
     return Estimate(share.value, low, high, share.n)
 
 
+def log_ratio_of(table: pa.Table) -> Float64[np.ndarray, " B"]:
+    """ln p(x) - ln p_base(x) of each row, not finite where one of the two is not known; the mean over a model's own
+    samples estimates KL(p || p_base)."""
+    return (_numbers(table, "log_prob") - _numbers(table, "log_prob_base")).astype(np.float64)
+
+
 def measure(table: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
     """Every headline figure of the rows given (one model; several seeds are pooled); see METRICS for the names."""
     scored = _numbers(table, "status") == Status.OK
@@ -138,7 +146,7 @@ def measure(table: pa.Table, *, suffix: str = "") -> dict[str, Estimate]:
     for metric, column in MEANS.items():
         if column in table.column_names:
             found[metric] = statistics.mean(_finite(_numbers(table, column)))
-    found["kl_to_base"] = statistics.mean(_finite(_log_ratio(table)))
+    found["kl_to_base"] = statistics.mean(_finite(log_ratio_of(table)))
     return {name: found[name] for name in METRICS if name in found}
 
 
@@ -182,7 +190,7 @@ def compare(first: pa.Table, second: pa.Table, *, suffix: str = "") -> dict[str,
         if name in shares:
             found[name] = statistics.paired_shares(_mask(first, shares[name]), _mask(second, shares[name]))
         elif (name in means or name == "kl_to_base") and not repeated:
-            u, v = (_log_ratio(t) if name == "kl_to_base" else _numbers(t, means[name]) for t in (first, second))
+            u, v = (log_ratio_of(t) if name == "kl_to_base" else _numbers(t, means[name]) for t in (first, second))
             if pairs:
                 found[name] = statistics.paired(b[name].value - a[name].value, _influence(u), _influence(v))
             else:
@@ -215,11 +223,6 @@ def _mask(table: pa.Table, name: str) -> np.ndarray:
 
 def _finite(values: np.ndarray) -> np.ndarray:
     return values[np.isfinite(values)]
-
-
-def _log_ratio(table: pa.Table) -> np.ndarray:
-    """log p(x) - log p_base(x) of the model's own samples, NaN where unknown; its mean estimates KL(p || p_base)."""
-    return _numbers(table, "log_prob") - _numbers(table, "log_prob_base")
 
 
 def _groups(table: pa.Table, name: str) -> list[int]:

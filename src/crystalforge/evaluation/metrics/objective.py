@@ -4,6 +4,8 @@ L = E[r] - tau KL(p || p_base) and its maximum are `crystalforge.rewards.tilted`
 model behind a filter that costs nothing: only crystals that pass the reward's guards, drawn again until one does.
 Without that control the filter's merit is taken for the learner's. Models that drew with common random numbers are
 compared draw by draw (`tilted.influence`).
+
+Shapes: B rows of an evaluation's table.
 """
 
 from __future__ import annotations
@@ -13,9 +15,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Bool, Float64
 
 from crystalforge.evaluation.metrics import statistics
-from crystalforge.evaluation.metrics.measures import by_label, experiments, is_paired, is_repeated, measure
+from crystalforge.evaluation.metrics.measures import (
+    by_label,
+    experiments,
+    is_paired,
+    is_repeated,
+    log_ratio_of,
+    measure,
+)
 from crystalforge.evaluation.metrics.statistics import Estimate, Z
 from crystalforge.rewards import tilted
 from crystalforge.rewards.protocol import REFUSED
@@ -29,6 +39,16 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     "objective": ("Objective L", ""),
     "attained": ("Attained of L* − L(base)", "%"),
 }
+
+
+def rewards_of(table: pa.Table) -> Float64[np.ndarray, " B"]:
+    """The reward of each row."""
+    return table.column("reward").to_numpy().astype(np.float64)
+
+
+def passed_of(table: pa.Table) -> Bool[np.ndarray, " B"]:
+    """True where the reward's guards refuse nothing."""
+    return ~np.isin(table.column("status").to_numpy(), list(REFUSED))
 
 
 def objectives(table: pa.Table) -> dict[str, Any] | None:
@@ -45,7 +65,7 @@ def objectives(table: pa.Table) -> dict[str, Any] | None:
     tau = float(metadata[TAU])
     parts = by_label(table)
     first = next(iter(parts))
-    start = _rewards(parts[first])
+    start = rewards_of(parts[first])
     best = tilted.optimum(start, tau)
     plain = {label: _over(part, lambda rows: _figures(rows, start, tau)) for label, part in parts.items()}
     cut = {label: _over(part, lambda rows: _filtered(rows, start, tau)) for label, part in parts.items()}
@@ -77,14 +97,13 @@ def _over(table: pa.Table, figures: Any) -> dict[str, Estimate]:
 
 
 def _figures(table: pa.Table, base_reward: np.ndarray, tau: float) -> dict[str, Estimate]:
-    found = tilted.objective(_rewards(table), _log_ratio(table), tau)
+    found = tilted.objective(rewards_of(table), log_ratio_of(table), tau)
     return {"objective": _estimate(found), "attained": _estimate(tilted.attained(found, base_reward, tau))}
 
 
 def _filtered(table: pa.Table, base_reward: np.ndarray, tau: float) -> dict[str, Estimate]:
-    passed = _passed(table)
-    ratio = _log_ratio(table)
-    found = tilted.objective(_rewards(table), ratio, tau, passed)
+    passed, ratio = passed_of(table), log_ratio_of(table)
+    found = tilted.objective(rewards_of(table), ratio, tau, passed)
     return {
         **measure(table.filter(pa.array(passed))),
         "passed_share": statistics.share(passed),
@@ -105,7 +124,7 @@ def _paired(first: pa.Table, second: pa.Table, tau: float, *, filtered: bool) ->
     """
     if is_repeated(first) or is_repeated(second) or not is_paired(first, second):
         return {}
-    parts = [(_rewards(t), _log_ratio(t), _passed(t) if filtered else None) for t in (first, second)]
+    parts = [(rewards_of(t), log_ratio_of(t), passed_of(t) if filtered else None) for t in (first, second)]
     over = {"objective": (1.0, tau)} | ({"mean_reward": (1.0, 0.0), "kl_to_base": (0.0, -1.0)} if filtered else {})
     found = {}
     for name, (weight, price) in over.items():
@@ -121,15 +140,3 @@ def _plain(found: Mapping[str, Estimate]) -> dict[str, Any]:
 
 def _estimate(found: Measured) -> Estimate:
     return Estimate(found.value, found.value - Z * found.error, found.value + Z * found.error, found.n)
-
-
-def _rewards(table: pa.Table) -> np.ndarray:
-    return table.column("reward").to_numpy().astype(np.float64)
-
-
-def _passed(table: pa.Table) -> np.ndarray:
-    return ~np.isin(table.column("status").to_numpy(), list(REFUSED))
-
-
-def _log_ratio(table: pa.Table) -> np.ndarray:
-    return (table.column("log_prob").to_numpy() - table.column("log_prob_base").to_numpy()).astype(np.float64)

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from crystalforge.evaluation.metrics.measures import by_label
-from crystalforge.evaluation.metrics.objective import TAU
+from crystalforge.evaluation.metrics.measures import by_label, log_ratio_of
+from crystalforge.evaluation.metrics.objective import TAU, passed_of, rewards_of
 from crystalforge.evaluation.metrics.statistics import Z
 from crystalforge.evaluation.report.figures import COLORS, INK, History, cycle, plotly, style
 from crystalforge.rewards import tilted
-from crystalforge.rewards.protocol import REFUSED
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -42,7 +41,7 @@ def reward_against_kl(table: pa.Table, histories: Mapping[str, History]) -> Figu
     points = {label: _points(rows) for label, rows in parts.items()}
     if not any(found["as generated"] for found in list(points.values())[1:]):
         return None
-    start = _rewards(next(iter(parts.values())))
+    start = rewards_of(next(iter(parts.values())))
     best = tilted.optimum(start, tau)
     figure = plotly().Figure()
     shown: list[tuple[float, float]] = [(0.0, float(start.mean())), (best.kl, best.reward)]
@@ -70,8 +69,7 @@ def reward_against_kl(table: pa.Table, histories: Mapping[str, History]) -> Figu
 
 def _points(rows: pa.Table) -> dict[str, dict[str, tilted.Measured] | None]:
     """Mean reward and KL of a model as drawn, and of what passes the guards where they refuse some."""
-    reward, ratio = _rewards(rows), _log_ratio(rows)
-    passed = ~np.isin(rows.column("status").to_numpy(), list(REFUSED))
+    reward, ratio, passed = rewards_of(rows), log_ratio_of(rows), passed_of(rows)
     everything = np.ones(len(rows), dtype=bool)
     found: dict[str, dict[str, tilted.Measured] | None] = {}
     for kind, chosen in (("as generated", everything), ("filtered", passed)):
@@ -159,11 +157,3 @@ def _lines(figure: Figure, levels: np.ndarray, tau: float, right: float, limits:
             x=at, y=level + tau * at, text=text, showarrow=False, xanchor="right", yanchor="bottom",
             font={"size": 11, "color": "#52606d"},
         )  # fmt: skip
-
-
-def _rewards(rows: pa.Table) -> np.ndarray:
-    return rows.column("reward").to_numpy().astype(np.float64)
-
-
-def _log_ratio(rows: pa.Table) -> np.ndarray:
-    return (rows.column("log_prob").to_numpy() - rows.column("log_prob_base").to_numpy()).astype(np.float64)
