@@ -100,9 +100,11 @@ def draw(config: Config, outcomes: Sequence[Outcome], folder: Path, path: Path) 
     from crystalforge.studies import efficiency
 
     tau = config.finetune.tau
-    found = efficiency.courses(folder, outcomes, tau, config.contest.scored)
     ground = efficiency.Attainable.of(outcomes, tau)
-    if not found or ground is None:
+    if ground is None:
+        return False
+    found = efficiency.courses(folder, outcomes, ground, tau, config.contest.scored)
+    if not found:
         return False
     filtered = [ground.share(o.filtered) for o in outcomes if o.kind == "base" and o.filtered is not None]
     figure = efficiency.draw(found, sum(filtered) / len(filtered) if filtered else None)

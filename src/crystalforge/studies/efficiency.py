@@ -59,13 +59,10 @@ class Attainable:
 
 
 def courses(
-    folder: Path, outcomes: Sequence[Outcome], tau: float, budget: int
+    folder: Path, outcomes: Sequence[Outcome], ground: Attainable, tau: float, budget: int
 ) -> dict[str, dict[str, list[tuple[float, Float64[np.ndarray, " S"]]]]]:
     """By learner and panel: scored crystals and what each seed had attained by then (a share, 1 is all)."""
-    ground = Attainable.of(outcomes, tau)
     learners = [outcome for outcome in outcomes if outcome.kind == "learner" and outcome.tau == tau]
-    if ground is None:
-        return {}
     found: dict[str, dict[str, list[tuple[float, Float64[np.ndarray, " S"]]]]] = {}
     for label in dict.fromkeys(outcome.label for outcome in learners):
         group = [outcome for outcome in learners if outcome.label == label]

@@ -63,7 +63,7 @@ def test_a_batch_speaks_of_the_policy_before_it_was_learned_from(tmp_path: Path)
     write(tmp_path)
     ground = Attainable.of(outcomes(), TAU)
     assert ground is not None
-    course = courses(tmp_path, outcomes(), TAU, 100)["rloo"]
+    course = courses(tmp_path, outcomes(), ground, TAU, 100)["rloo"]
     assert [at for at, _ in course["objective"]] == [*range(0, 100, 10), 100]
     values = np.array([shares for _, shares in course["objective"]])
     assert values.shape == (11, 2)
@@ -72,7 +72,7 @@ def test_a_batch_speaks_of_the_policy_before_it_was_learned_from(tmp_path: Path)
     cut = np.array([shares for _, shares in course["filtered/objective"]])
     assert cut[4] == pytest.approx([ground.share(-0.74)] * 2)
     assert cut[5] == pytest.approx(values[5]), "where none is refused the filtered law is the law"
-    coarse = courses(tmp_path, outcomes(), TAU, 1000)["rloo"]["objective"]
+    coarse = courses(tmp_path, outcomes(), ground, TAU, 1000)["rloo"]["objective"]
     assert [at for at, _ in coarse] == [45, 100], "a tenth of the budget is one point"
 
 
