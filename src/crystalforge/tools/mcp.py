@@ -18,6 +18,7 @@ import numpy as np
 import crystalforge
 from crystalforge.common.errors import InputError, missing_extra
 from crystalforge.common.files import sha256_json
+from crystalforge.stages.screen import FUNNEL
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 PIECE = 8  # crystals between two looks at the clock
 ROUND = 16  # crystals that a screening draws at a time: what it is asked for is met in whole rounds
 SHOWN = ("rank", "fulfils", "formula", "spacegroup", "n_atoms", "nearest_formula", "nearest_kind", "nearest_distance")
-FUNNEL = "funnel.json"
 LONGEST_TEXT = 1_000_000  # characters of CIF in one call
 INSTRUCTIONS = (
     "crystalforge writes crystals with a trained generator and judges them. Crystals go in and out as CIF text, or as "
