@@ -29,6 +29,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float64
+from prepare_mp import crystal_of
 from scipy.optimize import linprog
 from scipy.stats import rankdata
 
@@ -139,7 +140,7 @@ class World:
         """Of the test split."""
         test = sorted((row for row in self._mp20 if row["split"] == "test"), key=lambda row: row["material_id"])
         chosen = [test[k] for k in np.random.default_rng(seed).permutation(len(test))[:count]]
-        return [(row["material_id"], _crystal(row), float(row["formation_energy_per_atom"])) for row in chosen]
+        return [(row["material_id"], crystal_of(row), float(row["formation_energy_per_atom"])) for row in chosen]
 
     def wbm(self, count: int, seed: int) -> list[tuple[str, Crystal, float]]:
         """Of the file, in which they have no names."""
@@ -167,7 +168,7 @@ class World:
         names = {name for cases in sets.values() for case in cases for name in case.rivals}
         kinds = {z for crystal in crystals.values() for z in crystal.numbers.tolist()}
         for name in sorted(names | {self.elements[z].name for z in kinds}):
-            crystals.setdefault(name, _crystal(self._rows[name]))
+            crystals.setdefault(name, crystal_of(self._rows[name]))
         return crystals
 
 
@@ -271,11 +272,6 @@ def _cell(name: str, value: Estimate) -> str:
 
 def _rows(file: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     return pq.read_table(file, columns=list(columns)).to_pylist()
-
-
-def _crystal(row: Mapping[str, Any]) -> Crystal:
-    lattice, frac = (np.concatenate([np.ravel(part) for part in row[name]]) for name in ("lattice", "frac_coords"))
-    return Crystal.of(lattice, np.asarray(row["atomic_numbers"]), frac)
 
 
 if __name__ == "__main__":

@@ -25,19 +25,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64
+from prepare_mp import crystal_of
 
-from crystalforge.common.files import atomic_file, sha256_json
-from crystalforge.common.progress import Progress
-from crystalforge.crystal import Crystal
-from crystalforge.potentials import Potential, load
+from crystalforge.common.files import atomic_file
+from crystalforge.potentials import load
 from crystalforge.potentials.config import CHGNetConfig, PotentialConfig, SevenNetConfig
+from crystalforge.rewards.own_hull import energies, key
 from crystalforge.thermo import HullStore
 from crystalforge.thermo.corrections import mp2020_corrections
 from crystalforge.thermo.entries import parse_formula
 
 TABLE = "crystals.parquet"  # of an evaluation
-PIECE = 512  # structures evaluated between two writes
 ON_HULL = 1e-6  # eV/atom
 JUDGES: dict[str, PotentialConfig] = {
     "chgnet": CHGNetConfig(),
@@ -70,7 +68,11 @@ def main() -> None:
     potential = load(JUDGES[judge])
     covered = known.atomic_numbers.map(lambda row: potential.elements.issuperset(map(int, row)))
     known = known.loc[known.material_id.isin(phases.material_id) & covered].sort_values("material_id")
-    own = energies(potential, known, arguments.out / f"hull_{judge}.parts")
+    named = [(row["material_id"], crystal_of(row)) for row in known.to_dict("records")]
+    crystals, parts = [crystal for _, crystal in named], arguments.out / f"hull_{judge}.parts" / key(potential, named)
+    own = energies(potential, crystals, parts, press=False)
+    if potential.scale == "pbe":
+        own = own + mp2020_corrections(crystals)
     joined = phases.merge(pd.DataFrame({"material_id": known.material_id, "own": own}), on="material_id", how="left")
     difference = (joined.own - joined.energy_per_atom).dropna()
     joined["source"] = np.where(joined.own.notna(), judge, "mp2020")
@@ -109,33 +111,6 @@ def on_hull(phases: pd.DataFrame, hull: HullStore) -> pd.DataFrame:
     atoms = [np.repeat(list(amounts := parse_formula(f)), [round(n) for n in amounts.values()]) for f in phases.formula]
     distance = hull.e_above_hull_many(atoms, phases.energy_per_atom.to_numpy()).e_above_hull
     return phases.loc[distance < ON_HULL]
-
-
-def energies(potential: Potential, rows: pd.DataFrame, parts: Path) -> Float64[np.ndarray, " N"]:
-    """Energy per atom of each structure, eV, on the scale mp2020; NaN where the potential has no answer. `parts`: what
-    was done before."""
-    parts.mkdir(parents=True, exist_ok=True)
-    found = []
-    with Progress("energies", len(rows), unit="crystals") as progress:
-        for first in range(0, len(rows), PIECE):
-            chosen = rows.iloc[first : first + PIECE]
-            file = parts / f"{sha256_json(chosen.material_id.tolist())[:16]}.npy"
-            if not file.exists():
-                crystals = [_crystal(row) for row in chosen.to_dict("records")]
-                values = potential.predict(crystals).energy / np.array([len(crystal) for crystal in crystals])
-                if potential.scale == "pbe":
-                    values = values + mp2020_corrections(crystals)
-                with atomic_file(file) as temporary, temporary.open("wb") as stream:
-                    np.save(stream, values)
-            found.append(np.load(file))
-            progress.update(len(chosen))
-    return np.concatenate(found)
-
-
-def _crystal(row: dict[str, object]) -> Crystal:
-    frac = np.concatenate([np.asarray(xyz, dtype=float).ravel() for xyz in np.asarray(row["frac_coords"])])
-    lattice = np.concatenate([np.asarray(xyz, dtype=float).ravel() for xyz in np.asarray(row["lattice"])])
-    return Crystal.of(lattice, np.asarray(row["atomic_numbers"]), frac)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,6 +38,7 @@ from jaxtyping import Float64
 from pymatgen.core import Composition
 
 from crystalforge.common.files import atomic_file
+from crystalforge.crystal import Crystal
 from crystalforge.thermo.entries import parse_formula
 
 ANIONS = (8, 9)  # the old scheme shifts metals in oxides and in fluorides, each by a value of its own
@@ -83,7 +86,7 @@ def crystals(table: pd.DataFrame) -> pd.DataFrame:
             "split": split,
         }
     )
-    return result[split.notna()]
+    return result.loc[split.notna()]
 
 
 def on_scale_of_2018(
@@ -102,9 +105,9 @@ def on_scale_of_2018(
     extra = known.merge(more[~more.material_id.isin(phases.material_id)], on="material_id")
     table = pd.concat(
         [
-            both[["material_id", "formula"]].assign(formation_energy_per_atom=both.ef_mp2018, source="label"),
-            extra[["material_id", "formula"]].assign(formation_energy_per_atom=extra.ef_mp2018, source="label"),
-            joined[present][["material_id", "formula"]].assign(
+            both.loc[:, ["material_id", "formula"]].assign(formation_energy_per_atom=both.ef_mp2018, source="label"),
+            extra.loc[:, ["material_id", "formula"]].assign(formation_energy_per_atom=extra.ef_mp2018, source="label"),
+            joined.loc[present, ["material_id", "formula"]].assign(
                 formation_energy_per_atom=joined[present].formation_energy_per_atom + shift, source="shifted"
             ),
         ],
@@ -127,7 +130,7 @@ def on_scale_of_2020(phases: pd.DataFrame, reference: dict[int, float]) -> pd.Da
         total = sum(amounts.values())
         energy.append(formation + sum(n / total * reference.get(z, np.nan) for z, n in amounts.items()))
     table = phases[["material_id", "formula"]].assign(energy_per_atom=energy)
-    return table[table.energy_per_atom.notna()]
+    return table.loc[table.energy_per_atom.notna()]
 
 
 def correction_features(formulas: pd.Series) -> Float64[np.ndarray, "N 357"]:
@@ -170,7 +173,12 @@ def write(table: pd.DataFrame, path: Path) -> None:
         table.to_parquet(temporary)
 
 
-def flat(rows: np.ndarray) -> list[float]:
+def crystal_of(row: Mapping[Any, Any]) -> Crystal:
+    """The crystal of a row of the tables."""
+    return Crystal.of(flat(row["lattice"]), row["atomic_numbers"], flat(row["frac_coords"]))
+
+
+def flat(rows: Iterable[Any]) -> list[float]:
     """Rows of three numbers, or one row of all, as one list."""
     return np.concatenate([np.asarray(row, dtype=float).ravel() for row in rows]).tolist()
 

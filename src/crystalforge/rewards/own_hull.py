@@ -48,7 +48,7 @@ def own_hull(potential: Potential, *, quiet: bool = False) -> HullStore:
     phases = embedded_phases()
     energy = _shipped(potential, [name for name, _ in phases])
     if energy is None:
-        folder = cache_directory() / "own-hull" / _key(potential, phases)
+        folder = cache_directory() / "own-hull" / key(potential, phases)
         energy = energies(potential, [crystal for _, crystal in phases], folder, quiet=quiet)
     return HullStore.from_entries(_entries(potential, phases, energy), source=f"own:{potential.name}")
 
@@ -64,7 +64,7 @@ def build(potential: Potential, source: Path | None, out: Path, *, quiet: bool =
     import pyarrow.parquet as pq
 
     phases = embedded_phases() if source is None else _phases(source)
-    parts = out.with_suffix(".parts") / _key(potential, phases)
+    parts = out.with_suffix(".parts") / key(potential, phases)
     energy = energies(potential, [crystal for _, crystal in phases], parts, quiet=quiet)
     known = np.isfinite(energy)
     if not known.any():
@@ -92,9 +92,11 @@ def build(potential: Potential, source: Path | None, out: Path, *, quiet: bool =
 
 
 def energies(
-    potential: Potential, crystals: Sequence[Crystal], parts: Path, *, quiet: bool = False
+    potential: Potential, crystals: Sequence[Crystal], parts: Path, *, press: bool = True, quiet: bool = False
 ) -> Float64[np.ndarray, " N"]:
-    """Energy per atom of each crystal, eV; NaN where the potential has no answer. parts: what was computed before."""
+    """Energy per atom of each crystal, eV; NaN where the potential has no answer. parts: what was computed before, with
+    the same `press`: whether elements whose atoms do not see each other are pressed together until they do.
+    """
     found = [np.zeros(0)]
     stream = io.StringIO() if quiet else None
     with Progress("own hull", len(crystals), unit="phases", stream=stream) as progress:
@@ -103,7 +105,7 @@ def energies(
             file = parts / f"{first:08d}.npy"
             if not file.exists():
                 values = potential.predict(chosen).energy / np.array([len(crystal) for crystal in chosen])
-                for row in np.flatnonzero(~np.isfinite(values)).tolist():
+                for row in np.flatnonzero(~np.isfinite(values)).tolist() if press else []:
                     values[row] = _pressed(potential, chosen[row])
                 with atomic_file(file) as temporary, temporary.open("wb") as handle:
                     np.save(handle, values)
@@ -112,7 +114,8 @@ def energies(
     return np.concatenate(found)
 
 
-def _key(potential: Potential, phases: Sequence[tuple[str, Crystal]]) -> str:
+def key(potential: Potential, phases: Sequence[tuple[str, Crystal]]) -> str:
+    """Of what `energies` computes of phases: a folder of this name holds no other's."""
     return sha256_json([METHOD, potential.digest, [name for name, _ in phases]])[:16]
 
 
