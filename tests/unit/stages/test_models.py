@@ -83,8 +83,8 @@ def tokens() -> Tokens:
 
 def test_space_groups_come_from_the_model_and_else_from_the_data(tmp_path: Path, tokens: Tokens) -> None:
     rows = Rows.of(tokens, [str(n) for n in range(12)], split=np.zeros(12, np.int8), fingerprint=fingerprints(tokens))
-    sizes = {"rows": 12, "sites": rows.wyckoff.size, "id_bytes": sum(map(len, rows.ids))}
-    TokenStore.write(tmp_path / "data" / "store", [rows], **sizes)
+    sites, id_bytes = rows.wyckoff.size, sum(map(len, rows.ids))
+    TokenStore.write(tmp_path / "data" / "store", [rows], rows=12, sites=sites, id_bytes=id_bytes)
     model = CrystalFormer(ModelConfig(layers=1, heads=2, head_size=8, width=16, embedding=8, first_wyckoff_hidden=8))
     save_model(tmp_path / "imported", model, info={})
     found = spacegroup_weights(tmp_path / "imported", tmp_path / "data")
