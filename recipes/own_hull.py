@@ -25,12 +25,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float64
 from prepare_mp import crystal_of
 
 from crystalforge.common.files import atomic_file
-from crystalforge.potentials import load
+from crystalforge.potentials import Potential, load
 from crystalforge.potentials.config import CHGNetConfig, PotentialConfig, SevenNetConfig
-from crystalforge.rewards.own_hull import energies, key
+from crystalforge.rewards import own_hull
 from crystalforge.thermo import HullStore
 from crystalforge.thermo.corrections import mp2020_corrections
 from crystalforge.thermo.entries import parse_formula
@@ -68,11 +69,7 @@ def main() -> None:
     potential = load(JUDGES[judge])
     covered = known.atomic_numbers.map(lambda row: potential.elements.issuperset(map(int, row)))
     known = known.loc[known.material_id.isin(phases.material_id) & covered].sort_values("material_id")
-    named = [(row["material_id"], crystal_of(row)) for row in known.to_dict("records")]
-    crystals, parts = [crystal for _, crystal in named], arguments.out / f"hull_{judge}.parts" / key(potential, named)
-    own = energies(potential, crystals, parts, press=False)
-    if potential.scale == "pbe":
-        own = own + mp2020_corrections(crystals)
+    own = energies(potential, known, arguments.out / f"hull_{judge}.parts")
     joined = phases.merge(pd.DataFrame({"material_id": known.material_id, "own": own}), on="material_id", how="left")
     difference = (joined.own - joined.energy_per_atom).dropna()
     joined["source"] = np.where(joined.own.notna(), judge, "mp2020")
@@ -111,6 +108,15 @@ def on_hull(phases: pd.DataFrame, hull: HullStore) -> pd.DataFrame:
     atoms = [np.repeat(list(amounts := parse_formula(f)), [round(n) for n in amounts.values()]) for f in phases.formula]
     distance = hull.e_above_hull_many(atoms, phases.energy_per_atom.to_numpy()).e_above_hull
     return phases.loc[distance < ON_HULL]
+
+
+def energies(potential: Potential, rows: pd.DataFrame, parts: Path) -> Float64[np.ndarray, " N"]:
+    """Energy per atom of each structure, eV, on the scale mp2020; NaN where the potential has no answer. `parts`: what
+    was done before."""
+    named = [(row["material_id"], crystal_of(row)) for row in rows.to_dict("records")]
+    crystals = [crystal for _, crystal in named]
+    found = own_hull.energies(potential, crystals, parts / own_hull.key(potential, named), press=False)
+    return found + mp2020_corrections(crystals) if potential.scale == "pbe" else found
 
 
 if __name__ == "__main__":

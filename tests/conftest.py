@@ -11,8 +11,11 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -31,6 +34,9 @@ NO_SKIPS = "CRYSTALFORGE_NO_SKIPS"
 # request, what a GPU's presence excludes, what a container does not allow.
 BEYOND = ("no reference data", "on request", "there is a GPU", "not permitted here")
 MAY_SKIP = "CRYSTALFORGE_MAY_SKIP"  # further beginnings of reasons, by commas
+
+
+ROOT = Path(__file__).parents[1]
 
 
 @contextmanager
@@ -73,6 +79,28 @@ def _module_leaves_nothing() -> Iterator[None]:
 def _test_leaves_nothing() -> Iterator[None]:
     with untouched():
         yield
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[[str], ModuleType]:
+    """Loads a program that is run and not imported, by its path from the root; it finds its neighbours as when it is
+    run."""
+
+    def load(path: str) -> ModuleType:
+        file = ROOT / path
+        spec = spec_from_file_location("_".join(Path(path).with_suffix("").parts), file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = module_from_spec(spec)
+        sys.modules[spec.name] = module  # where its dataclasses look for their annotations
+        sys.path.insert(0, str(file.parent))
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.path.remove(str(file.parent))
+        return module
+
+    return load
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,15 +17,6 @@ from crystalforge.config import Config
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("mkdocs", reason="the extra docs is not installed")
-
-
-def builder() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("site_build", ROOT / "docs" / "site" / "build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_site_is_built_strictly_and_fetches_nothing() -> None:
@@ -41,8 +32,8 @@ def test_the_site_is_built_strictly_and_fetches_nothing() -> None:
         )
 
 
-def test_every_key_and_every_verb_is_in_the_reference() -> None:
-    site = builder()
+def test_every_key_and_every_verb_is_in_the_reference(script: Callable[[str], ModuleType]) -> None:
+    site = script("docs/site/build.py")
     keys, verbs = site.configuration_page(), site.verbs_page()
     for model in site.reachable(Config):
         for name, field in model.model_fields.items():

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -12,21 +9,14 @@ import pytest
 
 from crystalforge.crystal import Crystal
 
-FILE = Path(__file__).parents[2] / "recipes" / "judges.py"
 REFERENCE = {11: -1.3, 17: -1.8}  # eV/atom of the elements by the judge
 LABELS = {"stable": -2.1, "near": -2.0, "far": -1.5}
 SALT = Crystal.of(4 * np.eye(3), [11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
 
 
 @pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recipe_judges", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["recipe_judges"] = module  # where its dataclasses look for their annotations
-    spec.loader.exec_module(module)
-    return module
+def recipe(script) -> ModuleType:
+    return script("recipes/judges.py")
 
 
 @pytest.fixture

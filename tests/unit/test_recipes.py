@@ -3,8 +3,7 @@ script of the recipes leaves out."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -32,13 +31,8 @@ def test_a_recipe_in_a_folder_has_its_name() -> None:
 
 
 @pytest.fixture(scope="module")
-def own_hull() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("own_hull", ROOT / "recipes" / "own_hull.py")
-    assert spec is not None
-    assert spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    return recipe
+def own_hull(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("recipes/own_hull.py")
 
 
 def test_a_hull_for_some_crystals_has_all_phases_of_their_systems_and_no_others(own_hull: ModuleType) -> None:
@@ -66,6 +60,8 @@ def test_crystals_of_files_folders_and_evaluations_say_which_systems_are_wanted(
 
 class Flat:
     """-1 eV an atom."""
+
+    digest = "flat"
 
     def __init__(self, scale: str) -> None:
         self.scale = scale

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -20,14 +19,8 @@ IMAGES = {
 
 
 @pytest.fixture(scope="module")
-def cluster() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "cluster" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("cluster_conftest", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def cluster(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("tests/cluster/conftest.py")
 
 
 @pytest.mark.parametrize("build", ["local", "a100"])

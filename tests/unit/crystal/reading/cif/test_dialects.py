@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[5] / "benchmarks" / "cif_dialects.py"
 CASES = 100
 
 
 @pytest.fixture(scope="module")
-def dialects():
+def dialects(script):
     pytest.importorskip("ase", reason="ASE writes a sixth of the files; pip install 'crystalforge[potentials]'")
-    spec = importlib.util.spec_from_file_location("cif_dialects", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["cif_dialects"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/cif_dialects.py")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
