@@ -2,8 +2,7 @@
 
 In the order of their weight: the list of operations, the Hall symbol, the Hermann-Mauguin symbol, the number. What a
 lighter one says must be true of a heavier one. A symbol or a number can leave the origin or the axes open; then there
-is more than one setting, and the atoms must decide. Names of settings are gemmi's (564, with alternative axes, origins
-and older symbols).
+is more than one setting, and the atoms must decide.
 
 Shapes: M operations, fractional coordinates as columns: x' = R x + t.
 """
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from crystalforge.crystal.reading.cif.groups import by_symbol, normalised, origins, squeezed, standard
 from crystalforge.crystal.reading.cif.syntax import Block
 from crystalforge.crystal.reading.reasons import Unusable
 
@@ -93,7 +93,7 @@ def settings(block: Block) -> list[Setting]:
 def _settings(
     triplets: tuple[str, ...], hall: str | None, symbols: tuple[str, ...], number: str | None
 ) -> list[Setting]:
-    named = [(symbol, found) for symbol in symbols if (found := _by_symbol(symbol))]
+    named = [(symbol, found) for symbol in symbols if (found := by_symbol(symbol))]
     stated = _number(number)
     statements = [(f"the symbol {symbol}", {entry.number for entry in found}) for symbol, found in named]
     if stated is not None:
@@ -136,7 +136,7 @@ def _open_settings(
     if symbols:  # a number stands for the standard setting, but a symbol that is not understood may be another
         raise Unusable("malformed-cif", f"the space group {symbols[0]!r} is not known", symbols[0])
     if stated is not None:
-        entries = _origins(_standard(stated))
+        entries = origins(standard(stated))
         return [_setting(entry.operations(), f"{entry.xhm()} (from the number {stated})") for entry in entries]
     if number is not None:
         raise Unusable("malformed-cif", f"there is no space group {number}", number)
@@ -147,113 +147,6 @@ def _number(text: str | None) -> int | None:
     if text is None or not re.fullmatch(r"\d{1,3}", text.strip()):
         return None
     return int(text) if 1 <= int(text) <= 230 else None
-
-
-def normalised(symbol: str) -> str:
-    """A Hermann-Mauguin symbol as the table writes it, with the origin or the axes behind a colon.
-
-    >>> normalised("F_d_-3_m Z"), normalised("P6(3)/mmc"), normalised("R -3 m (hex)")
-    ('F d -3 m:2', 'P63/mmc', 'R -3 m:H')
-    """
-    text = re.sub(r"</?su[bp]>|[~$\\{}]", "", symbol.strip())
-    text = re.sub(r"(?<=[2346])[_(](\d)\)?", r"\1", text).replace("_", " ").strip()
-    text = re.sub(r"\s*[:(,]?\s*(?:origin|o)\s*(?:choice|at)?\s*([12])\s*\)?$", r":\1", text, flags=re.IGNORECASE)
-    text = re.sub(
-        r"\s*[:(]\s*(?:(h)(?:ex[\w.]*)?|(r)(?:h[\w.]*)?)(?:\s*axes)?\s*\)?$", _axes, text, flags=re.IGNORECASE
-    )
-    text = re.sub(r"(?<=[a-z0-9])\s*([SZ])$", lambda found: ":1" if found.group(1) == "S" else ":2", text)
-    if text[:1].upper() == "R":
-        text = re.sub(r"(?<=[\dmc])\s*([HR])(?:S)?$", r":\1", text)
-    return re.sub(r"\s*:\s*", ":", re.sub(r"\s+", " ", text))
-
-
-def _axes(found: re.Match[str]) -> str:
-    return ":" + ("H" if found.group(1) else "R")
-
-
-@cache
-def _by_symbol(symbol: str) -> list[Any]:
-    """Entries of gemmi's table that a symbol can mean: its own, and others where origin or axes are not said."""
-    import gemmi
-
-    text = normalised(symbol)
-    name, _, extension = text.partition(":")
-    short = _shortened(name) + (f":{extension}" if extension else "")
-    found = gemmi.find_spacegroup_by_name(text) or gemmi.find_spacegroup_by_name(short)
-    if found is not None and extension and found.ext != extension.upper():
-        found = None
-    if found is None:
-        wanted = {_squeezed(name), _squeezed(_shortened(name))}
-        matching = [entry for entry in gemmi.spacegroup_table() if _squeezed(entry.hm) in wanted]
-        if extension:
-            matching = [entry for entry in matching if entry.ext == extension.upper()]
-        return matching
-    return [found] if extension else _origins(found) + _other_axes(name, found) + _double_glides(name, found)
-
-
-def _origins(entry: Any) -> list[Any]:
-    """All entries of one symbol: both origins, or both kinds of axes."""
-    import gemmi
-
-    return [entry, *(other for other in gemmi.spacegroup_table() if other.hm == entry.hm and other.ext != entry.ext)]
-
-
-def _other_axes(name: str, entry: Any) -> list[Any]:
-    """Entries with another unique axis that the same short monoclinic symbol (`P 21/c`) means."""
-    import gemmi
-
-    if not 3 <= entry.number <= 15 or _squeezed(name) == name.replace(" ", "").upper() != _squeezed(entry.hm):
-        return []
-    if name.replace(" ", "").upper() != _squeezed(entry.hm):
-        return []  # written in full: it names its axis
-    short = _squeezed(entry.hm)
-    return [
-        other
-        for other in gemmi.spacegroup_table()
-        if other.number == entry.number and other.hm != entry.hm and _squeezed(other.hm) == short
-    ]
-
-
-def _double_glides(name: str, entry: Any) -> list[Any]:
-    """Entries that a symbol with `e` means besides: `C m m e` is `C m m a` and, a quarter away, `C m m b`."""
-    import gemmi
-
-    pattern = _squeezed(_shortened(name))[1:].replace("E", "[ABC]")
-    if "[" not in pattern:
-        return []
-    return [
-        other
-        for other in gemmi.spacegroup_table()
-        if other.number == entry.number
-        and other.xhm() != entry.xhm()
-        and other.hm[0] == entry.hm[0]
-        and re.fullmatch(pattern, _squeezed(other.hm)[1:])
-    ]
-
-
-def _squeezed(symbol: str) -> str:
-    """A symbol without the ones of its trivial directions: `P 1 21/c 1` is `P21/C`."""
-    words = symbol.split()
-    if len(words) == 4 and words.count("1") == 2:
-        words = [word for word in words if word != "1"]
-    return "".join(words).upper()
-
-
-def _shortened(symbol: str) -> str:
-    """A full symbol as the short one: `P 21/n 21/m 21/a` is `P n m a`, `F 41/d -3 2/m` is `F d -3 m`."""
-    words = symbol.split()
-    if len(words) < 3 or not any("/" in word for word in words[1:]):
-        return symbol
-    keep = int(words[1][:1] in "46" and words[2] not in ("3", "-3"))  # `4/m` of the uniaxial groups stays
-    if words.count("1") == 2:
-        return symbol
-    return " ".join([words[0], *words[1 : 1 + keep], *(re.sub(r"^\d+/", "", word) for word in words[1 + keep :])])
-
-
-def _standard(number: int) -> Any:
-    import gemmi
-
-    return gemmi.find_spacegroup_by_number(number)
 
 
 @cache
@@ -276,7 +169,7 @@ def _same_axes(symbol: str, found: list[Any], setting: Setting) -> None:
         return
     if any(entry.is_reference_setting() or entry.ccp4 == setting.number for entry in found):
         found = [*found, tabulated] if ":" not in normalised(symbol) else found  # `C 2/c` is the type's name as well
-    same = [entry for entry in found if entry.hm == tabulated.hm or _squeezed(entry.hm) == _squeezed(tabulated.hm)]
+    same = [entry for entry in found if entry.hm == tabulated.hm or squeezed(entry.hm) == squeezed(tabulated.hm)]
     if not same or (":" in normalised(symbol) and all(entry.ext != tabulated.ext for entry in same)):
         raise _contradiction(f"the symbol {symbol}", f"the operations, which are those of {tabulated.xhm()}")
 

@@ -361,7 +361,7 @@ def test_every_hermann_mauguin_symbol_of_the_tables_is_understood():
     import gemmi
     import spglib
 
-    from crystalforge.crystal.reading.cif.symmetry import _by_symbol
+    from crystalforge.crystal.reading.cif.groups import by_symbol
 
     for hall in range(1, 531):
         setting = spglib.get_spacegroup_type(hall)
@@ -370,6 +370,6 @@ def test_every_hermann_mauguin_symbol_of_the_tables_is_understood():
             names.add(setting.international_short)
         wanted = {operation.triplet() for operation in gemmi.symops_from_hall(setting.hall_symbol)}
         for name in names:
-            found = _by_symbol(name)
+            found = by_symbol(name)
             assert {entry.number for entry in found} == {setting.number}, name
             assert any({op.triplet() for op in entry.operations()} == wanted for entry in found), name
