@@ -23,7 +23,7 @@ from crystalforge.common.errors import InputError
 from crystalforge.common.files import write_json
 from crystalforge.common.settings import override, read_yaml
 from crystalforge.common.system import told
-from crystalforge.integrations.triton.client import ClientConfig
+from crystalforge.integrations.triton.connection import ClientConfig
 from crystalforge.rewards import parse
 from serving.guard import reap
 from serving.health import ENDPOINT, RUN_DIR, HealthEndpoint

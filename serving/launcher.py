@@ -26,7 +26,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from crystalforge.common.errors import InputError
-from crystalforge.integrations.triton.client import ClientConfig, RemoteReward
+from crystalforge.integrations.triton.client import RemoteReward
+from crystalforge.integrations.triton.connection import ClientConfig
 from crystalforge.rewards.protocol import RewardUnavailable
 from serving import guard, installation
 from serving.counts import Statistics, scored_by

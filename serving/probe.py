@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from serving.health import ENDPOINT, READY, RUN_DIR, ask
 
 if TYPE_CHECKING:
-    from crystalforge.integrations.triton.client import ClientConfig
+    from crystalforge.integrations.triton.connection import ClientConfig
 
 
 def probe(url: str, model: str, *, config: ClientConfig, instances: int = 1) -> None:
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _score(url: str, models: Sequence[str], client: dict[str, Any], instances: int, deadline_s: float) -> int:
-    from crystalforge.integrations.triton.client import ClientConfig
+    from crystalforge.integrations.triton.connection import ClientConfig
     from crystalforge.rewards import RewardUnavailable
 
     config = ClientConfig.model_validate({**client, "deadline_s": deadline_s, "patience_s": 0.0})

@@ -17,7 +17,7 @@ import pytest
 
 import crystalforge.data
 from crystalforge.crystal import Crystal
-from crystalforge.integrations.triton.client import ClientConfig
+from crystalforge.integrations.triton.connection import ClientConfig
 from crystalforge.integrations.triton.wire import chunks
 from crystalforge.rewards import Reward, Scores, Status, build, parse
 from serving.launcher import TritonServer, available

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from crystalforge.integrations.triton.client import ClientConfig, RemoteReward
+from crystalforge.integrations.triton.client import RemoteReward
+from crystalforge.integrations.triton.connection import ClientConfig
 from crystalforge.rewards import RewardUnavailable
 from crystalforge.rewards.golden import MODEL_TOLERANCE, golden_crystals, verify
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crystalforge.integrations.triton.client import ClientConfig, RemoteReward
+from crystalforge.integrations.triton.client import RemoteReward
+from crystalforge.integrations.triton.connection import ClientConfig
 from crystalforge.rewards import RewardUnavailable
 from serving.launcher import ServerSecurity, TritonServer
 from serving.testing import Authority, crystals, lengths, says_nothing_of, size_reward

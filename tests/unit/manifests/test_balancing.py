@@ -9,7 +9,8 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from crystalforge.integrations.triton.client import ClientConfig, RemoteReward
+from crystalforge.integrations.triton.client import RemoteReward
+from crystalforge.integrations.triton.connection import ClientConfig
 from crystalforge.rewards import RewardUnavailable
 
 

@@ -109,7 +109,8 @@ def local_server(config: Config, directory: Path) -> TritonServer:
 
 
 def _remote(config: Config, url: str, pinned: str | None) -> RemoteReward:
-    from crystalforge.integrations.triton.client import ClientConfig, RemoteReward
+    from crystalforge.integrations.triton.client import RemoteReward
+    from crystalforge.integrations.triton.connection import ClientConfig
     from serving.launcher import model_name
 
     shared = ClientConfig.model_fields.keys() & type(config.service).model_fields.keys()

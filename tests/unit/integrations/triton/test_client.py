@@ -22,7 +22,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from crystalforge.common.errors import InputError
 from crystalforge.crystal import Crystal
-from crystalforge.integrations.triton.client import ClientConfig, RemoteReward
+from crystalforge.integrations.triton.client import RemoteReward
+from crystalforge.integrations.triton.connection import ClientConfig
 from crystalforge.integrations.triton.wire import About, text_to_bytes
 from crystalforge.rewards.protocol import Reward, RewardUnavailable
 
@@ -61,7 +62,7 @@ class Misbehaving(service_pb2_grpc.GRPCInferenceServiceServicer):
             }
             if not about:
                 tensors = self.spoil(tensors, context) or {}
-            response = service_pb2.ModelInferResponse(model_name=request.model_name)
+            response = service_pb2.ModelInferResponse(model_name=request.model_name)  # type: ignore[attr-defined]
             for name, array in tensors.items():
                 output = response.outputs.add(name=name, datatype=TYPES[name])
                 output.shape.extend([1, *array.shape])

@@ -16,7 +16,7 @@ SAME = 1e-9  # Å and fractional: the same formulas in another order
 
 
 def cif(
-    cell: tuple[float, ...] = (4.12, 4.12, 4.12, 90, 90, 90),
+    cell: tuple[float | str, ...] = (4.12, 4.12, 4.12, 90, 90, 90),
     *,
     head: str = "_symmetry_space_group_name_H-M 'P 1'",
     sites: str = "Cs1 Cs 0 0 0\nCl1 Cl 0.5 0.5 0.5",
@@ -365,6 +365,7 @@ def test_every_hermann_mauguin_symbol_of_the_tables_is_understood():
 
     for hall in range(1, 531):
         setting = spglib.get_spacegroup_type(hall)
+        assert setting is not None
         names = {setting.international_full}
         if setting.number > 15:
             names.add(setting.international_short)
