@@ -16,77 +16,22 @@ import queue
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crystalforge.crystal import Crystal
 from crystalforge.evaluation.matching.reference import Reference
-from crystalforge.evaluation.ranking.flags import Evidence, Flag, Level, flags_of, red
-from crystalforge.evaluation.ranking.ranking import Standing
+from crystalforge.evaluation.ranking.flags import Evidence, Flag, flags_of
 from crystalforge.rewards.guards import check
 from crystalforge.rewards.protocol import Status
+from crystalforge.screening.candidates import AFTER, DRAW, OTHERS, RELAX, SCORE, Candidate, Round, relaxed_crystal
 from crystalforge.screening.config import ScreenConfig
-from crystalforge.screening.jobs import WISH, crystal_of
+from crystalforge.screening.jobs import WISH, crystal_of, plain
 from crystalforge.screening.known import Seen, moved, volume_change
 from crystalforge.screening.pool import Job, Pool
 from crystalforge.thermo import HullStore
 
 AHEAD = 3  # rounds begun beyond the oldest unfinished one
-DRAW, SCORE, RELAX, AFTER, OTHERS = range(5)  # later steps of a round go before earlier ones
-
-
-@dataclass(eq=False)
-class Candidate:
-    """One crystal on its way through the funnel. Energies in eV/atom by judge; None: no answer, or not asked."""
-
-    index: int
-    spacegroup: int
-    log_prob: float
-    generated: Crystal
-    relaxed: Crystal | None = None
-    converged: bool = False
-    steps: int = 0
-    before: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    after: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    property: float | None = None
-    rmsd: float = float("inf")
-    volume_change: float = 0.0
-    flags: list[Flag] = field(default_factory=list)
-
-    def energies(self, names: Sequence[str]) -> dict[str, float]:
-        """E_hull after relaxing, NaN where a judge has no answer."""
-        found = {name: self.after.get(name, {}).get("e_above_hull") for name in names}
-        return {name: float("nan") if value is None else value for name, value in found.items()}
-
-    def standing(self, config: ScreenConfig) -> Standing:
-        """What its rank depends on."""
-        warnings = sum(flag.level is Level.WARNING for flag in self.flags)
-        energies = tuple(self.energies(config.judge_names).values())
-        return Standing(energies, red(self.flags), warnings, self.has_property(config))
-
-    def has_property(self, config: ScreenConfig) -> bool:
-        """Whether it has the property that was wished for; true where none was."""
-        return config.wish is None or (self.property is not None and self.property >= config.wish.at_least)
-
-    def fulfils(self, config: ScreenConfig) -> bool:
-        """Whether it is what was asked for: all judges agree, no red flag, the property."""
-        standing = self.standing(config)
-        return not standing.red and standing.fulfils and standing.agreement(config.limit) == 1.0
-
-
-@dataclass(eq=False)
-class Round:
-    """A round's crystals and how far it has come."""
-
-    number: int
-    drawn: dict[str, Any] | None = None
-    survivors: list[Candidate] = field(default_factory=list)
-    step: int = DRAW
-    open_jobs: set[str] = field(default_factory=set)
-    counts: Counter[str] = field(default_factory=Counter)
-    calls: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
 
 
 class Funnel:
@@ -264,7 +209,7 @@ class Funnel:
         config = self._config
         settings = {"fmax": config.fmax, "steps": config.steps, "keep_symmetry": config.keep_symmetry}
         for number, piece in enumerate(_pieces(kept, self._config.piece)):
-            payload = {"crystals": [_plain(candidate.generated) for candidate in piece], **settings}
+            payload = {"crystals": [plain(candidate.generated) for candidate in piece], **settings}
             self._ask(found, RELAX, f"relax-{found.number:05d}-{number:03d}", "relax", payload)
         if not kept:
             self._advance(found)
@@ -302,7 +247,7 @@ class Funnel:
             one.counts["different"] += len(kept)
             one.survivors = kept
             judge = self._config.judge_names[0]
-            self._in_pieces(one, f"after-{judge}", kept, _relaxed_crystal, judge)
+            self._in_pieces(one, f"after-{judge}", kept, relaxed_crystal, judge)
 
     def _select_again(self, found: Round) -> None:
         """Let the other judges see what the first one still believes in."""
@@ -318,10 +263,10 @@ class Funnel:
         found.counts["believed by one"] += len(kept)
         found.survivors, found.step = kept, OTHERS
         for other in self._config.judge_names[1:]:
-            self._in_pieces(found, f"after-{other}", kept, _relaxed_crystal, other, empty=False)
+            self._in_pieces(found, f"after-{other}", kept, relaxed_crystal, other, empty=False)
             self._in_pieces(found, f"before-{other}", kept, lambda c: c.generated, other, empty=False)
         if self._config.wish is not None:
-            self._in_pieces(found, "wish", kept, _relaxed_crystal, WISH, empty=False)
+            self._in_pieces(found, "wish", kept, relaxed_crystal, WISH, empty=False)
         if not found.open_jobs:
             self._advance(found)
 
@@ -338,7 +283,7 @@ class Funnel:
 
     def flags(self, candidate: Candidate) -> list[Flag]:
         """What speaks against a candidate."""
-        crystal = _relaxed_crystal(candidate)
+        crystal = relaxed_crystal(candidate)
         return flags_of(
             Evidence(
                 crystal,
@@ -383,7 +328,7 @@ class Funnel:
         step = found.step
         for number, piece in enumerate(_pieces(candidates, PIECE)):
             name = f"{what}-{found.number:05d}-{number:03d}"
-            payload = {"judge": judge, "crystals": [_plain(crystal(candidate)) for candidate in piece]}
+            payload = {"judge": judge, "crystals": [plain(crystal(candidate)) for candidate in piece]}
             self._ask(found, step, name, "score", payload)
         if empty and not candidates:
             self._advance(found)
@@ -409,17 +354,6 @@ class Funnel:
 
 
 PIECE = 64  # crystals scored at a time
-
-
-def _relaxed_crystal(candidate: Candidate) -> Crystal:
-    assert candidate.relaxed is not None, "only relaxed crystals come so far"
-    return candidate.relaxed
-
-
-def _plain(crystal: Crystal) -> dict[str, Any]:
-    from crystalforge.screening.jobs import plain
-
-    return plain(crystal)
 
 
 def _pieces(candidates: Sequence[Candidate], size: int) -> list[Sequence[Candidate]]:

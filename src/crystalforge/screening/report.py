@@ -19,8 +19,8 @@ from crystalforge.evaluation.report.figures import INK, plotly, spacegroup_symbo
 from crystalforge.evaluation.report.text import key_values, signed
 from crystalforge.evaluation.report.write import CANDIDATE_LIST, page
 from crystalforge.evaluation.validity import composition_valid, reduced_composition
+from crystalforge.screening.candidates import Candidate
 from crystalforge.screening.config import ScreenConfig
-from crystalforge.screening.funnel import Candidate
 from crystalforge.screening.shortlist import confirmed_by
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from crystalforge.evaluation.ranking.ranking import best_first
 from crystalforge.evaluation.report.cif import symmetrised
 from crystalforge.evaluation.report.figures import spacegroup_symbol
 from crystalforge.evaluation.validity import reduced_composition
+from crystalforge.screening.candidates import Candidate
 from crystalforge.screening.config import ScreenConfig
-from crystalforge.screening.funnel import Candidate
 from crystalforge.screening.known import nearest
 
 FLAGS = pa.list_(pa.struct([("name", pa.string()), ("level", pa.string()), ("text", pa.string())]))

@@ -17,7 +17,8 @@ from crystalforge.stages.models import find_model
 
 if TYPE_CHECKING:
     from crystalforge.config import Config
-    from crystalforge.screening.funnel import Candidate, Funnel
+    from crystalforge.screening.candidates import Candidate
+    from crystalforge.screening.funnel import Funnel
     from crystalforge.screening.pool import Pool
 
 SHORTLIST, CIFS, REPORT, FUNNEL = "shortlist.parquet", "cif", "report.html", "funnel.json"
