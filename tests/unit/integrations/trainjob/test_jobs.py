@@ -8,13 +8,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlparse
 
 import pytest
 import yaml
@@ -26,186 +22,18 @@ from crystalforge.config import load
 from crystalforge.integrations.trainjob.jobs import TrainJobFailed, TrainJobs
 from crystalforge.integrations.trainjob.manifest import TrainJobConfig, job_name, manifest
 from crystalforge.stages.component import execute
+from tests.unit.integrations.trainjob.conftest import (
+    COMPLETE,
+    FAILED,
+    JOBS,
+    RESUMED,
+    SUSPENDED,
+    Cluster,
+    pod,
+    trainjobs,
+)
 
 ROOT = Path(__file__).resolve().parents[4]
-JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/forge/trainjobs"
-PODS = "/api/v1/namespaces/forge/pods"
-NOW = "2026-01-01T00:00:00Z"
-
-
-def condition(kind: str, reason: str, message: str = "", status: str = "True") -> dict[str, Any]:
-    return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": NOW}
-
-
-COMPLETE = condition("Complete", "JobsCompleted", "jobset completed successfully")
-FAILED = condition("Failed", "JobsFailed", "jobset failed due to one or more job failures")
-SUSPENDED = condition("Suspended", "Suspended", "waiting for quota")
-RESUMED = condition("Suspended", "Resumed", "TrainJob is resumed", status="False")
-
-
-class Cluster(ThreadingHTTPServer):
-    """One namespace. `script`: the condition lists that a job's watchers are shown in turn; the last one stays."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.jobs: dict[str, dict[str, Any]] = {}
-        self.script: list[list[dict[str, Any]]] = [[], [COMPLETE]]
-        self.pods: list[dict[str, Any]] = [pod("node-0-0", 0, "Running")]
-        self.log = {"node-0-0": ["step 1", "step 2"]}
-        self.calls: list[tuple[str, str]] = []
-        self.refuse: dict[str, list[int]] = {}  # statuses that the next calls of a method get instead of an answer
-        self.silent: dict[str, int] = {}  # how many of a method's next calls, watches not counted, get no answer at all
-        self.closed = threading.Event()
-        self.step_s = 0.05
-        self.drop_watches = 0
-        self.vanish = False
-        self.on_create: Callable[[list[str]], None] = lambda arguments: None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-def pod(name: str, index: int, phase: str, exit_code: int | None = None) -> dict[str, Any]:
-    state = {"running": {}} if exit_code is None else {"terminated": {"exitCode": exit_code, "reason": "Error"}}
-    status = {"name": "node", "ready": True, "restartCount": 0, "image": "i", "imageID": "", "state": state}
-    labels = {"batch.kubernetes.io/job-completion-index": str(index)}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "labels": labels},
-        "status": {"phase": phase, "containerStatuses": [status]},
-    }
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Cluster
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def answer(self, code: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def status(self, code: int, message: str) -> None:
-        self.answer(code, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code})
-
-    def refused(self) -> bool:
-        path = urlparse(self.path).path
-        self.server.calls.append((self.command, path))
-        if (self.command, path) != ("GET", JOBS) and path.startswith(JOBS) and self.server.silent.get(self.command, 0):
-            self.server.silent[self.command] -= 1
-            self.server.closed.wait()
-        waiting = self.server.refuse.get(self.command, [])
-        if waiting and path.startswith(JOBS):
-            self.status(waiting.pop(0), "refused by the test")
-            return True
-        return False
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.refused():
-            return
-        TrainerV1alpha1TrainJob.from_dict(body)  # raises on what the API does not know
-        name = body["metadata"]["name"]
-        if name in self.server.jobs:
-            self.status(409, f'trainjobs.trainer.kubeflow.org "{name}" already exists')
-            return
-        self.server.jobs[name] = body
-        self.server.on_create(body["spec"]["trainer"]["args"])
-        self.answer(201, body)
-
-    def do_DELETE(self) -> None:
-        if self.refused():
-            return
-        found = self.server.jobs.pop(urlparse(self.path).path.removeprefix(JOBS + "/"), None)
-        self.answer(200, {"kind": "Status", "status": "Success"}) if found else self.status(404, "not found")
-
-    def do_GET(self) -> None:
-        if self.refused():
-            return
-        url = urlparse(self.path)
-        query = {key: values[0] for key, values in parse_qs(url.query).items()}
-        if url.path == JOBS:
-            assert query["watch"] == "True"
-            self.watch(query["fieldSelector"].removeprefix("metadata.name="))
-        elif url.path.startswith(JOBS):
-            found = self.server.jobs.get(url.path.removeprefix(JOBS + "/"))
-            self.answer(200, found) if found else self.status(404, "not found")
-        elif url.path == PODS:
-            assert query["labelSelector"].startswith("jobset.sigs.k8s.io/jobset-name=")
-            self.answer(200, {"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": self.server.pods})
-        else:
-            lines = self.server.log[url.path.removeprefix(PODS + "/").removesuffix("/log")]
-            stamped = query.get("timestamps") == "True"
-            text = "".join(
-                (f"2026-01-01T00:00:{k:02d}.000000000Z " if stamped else "") + f"{line}\n"
-                for k, line in enumerate(lines)
-            )
-            self.chunks([text.encode()])
-
-    def watch(self, name: str) -> None:
-        server = self.server
-
-        def events() -> Iterator[bytes]:
-            if server.drop_watches:
-                server.drop_watches -= 1
-                return
-            for number, conditions in enumerate(server.script):
-                time.sleep(server.step_s)
-                if name not in server.jobs:
-                    return
-                job = server.jobs[name]
-                job["metadata"] |= {"uid": "u", "creationTimestamp": NOW, "resourceVersion": str(number + 1)}
-                job["status"] = {"conditions": conditions, "jobsStatus": []}
-                kind = "ADDED" if number == 0 else "MODIFIED"
-                TrainerV1alpha1TrainJob.from_dict(job)
-                yield json.dumps({"type": kind, "object": job}).encode() + b"\n"
-            if server.vanish:
-                yield json.dumps({"type": "DELETED", "object": server.jobs.pop(name)}).encode() + b"\n"
-                return
-            while name in server.jobs:  # an open watch: nothing more happens
-                time.sleep(0.02)
-
-        self.chunks(events())
-
-    def chunks(self, parts: Any) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        try:
-            for part in parts:
-                self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
-                self.wfile.flush()
-            self.wfile.write(b"0\r\n\r\n")
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    server = Cluster()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield server
-    server.closed.set()
-    server.shutdown()
-    server.server_close()
-
-
-def jobs(cluster: Cluster, **fields: Any) -> TrainJobs:
-    configuration = client.Configuration(host=cluster.url)
-    configuration.retries = 0  # type: ignore[assignment]
-    config = TrainJobConfig(**({"namespace": "forge", "patience_s": 5.0} | fields))
-    return TrainJobs(config, api=client.ApiClient(configuration))
 
 
 def test_the_manifest_is_what_the_typed_model_and_our_runtime_expect() -> None:
@@ -231,7 +59,7 @@ def test_the_manifest_is_what_the_typed_model_and_our_runtime_expect() -> None:
 
 def test_a_job_is_created_watched_and_its_log_repeated(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     cluster.script = [[], [SUSPENDED], [RESUMED], [RESUMED, COMPLETE]]
-    done = jobs(cluster).run("pretrain-1", ["pretrain"])
+    done = trainjobs(cluster.url).run("pretrain-1", ["pretrain"])
     assert done["status"]["conditions"][-1]["type"] == "Complete"
     said = capsys.readouterr().out
     assert said.count("waits for admission (waiting for quota)") == 1
@@ -248,7 +76,7 @@ def test_failure_carries_the_pods_last_words(cluster: Cluster) -> None:
     with pytest.raises(
         TrainJobFailed, match=r"JobsFailed(?s:.*)node-0-1 \(exit code 137 Error\)\nCUDA out of memory"
     ) as e:
-        jobs(cluster).run("pretrain-1", ["pretrain"])
+        trainjobs(cluster.url).run("pretrain-1", ["pretrain"])
     assert "node-0-0" not in str(e.value)
     assert "pretrain-1" in cluster.jobs, "a failed job stays for inspection"
 
@@ -256,30 +84,30 @@ def test_failure_carries_the_pods_last_words(cluster: Cluster) -> None:
 def test_a_broken_watch_and_a_busy_server_are_borne(cluster: Cluster) -> None:
     cluster.refuse = {"POST": [503, 429], "GET": [500, 500, 500]}
     cluster.drop_watches = 1
-    assert jobs(cluster).run("pretrain-1", ["pretrain"])["status"]["conditions"]
+    assert trainjobs(cluster.url).run("pretrain-1", ["pretrain"])["status"]["conditions"]
     assert cluster.calls.count(("POST", JOBS)) == 3
 
 
 def test_a_job_deleted_by_somebody_else_is_a_failure(cluster: Cluster) -> None:
     cluster.script, cluster.vanish = [[]], True
     with pytest.raises(TrainJobFailed, match="deleted by somebody else"):
-        jobs(cluster).run("pretrain-1", ["pretrain"])
+        trainjobs(cluster.url).run("pretrain-1", ["pretrain"])
 
 
 def test_refusals_are_one_message(cluster: Cluster) -> None:
     cluster.refuse = {"POST": [403]}
     with pytest.raises(TrainJobFailed, match=r"403 refused by the test(?s:.*)service account may create"):
-        jobs(cluster).run("pretrain-1", ["pretrain"])
+        trainjobs(cluster.url).run("pretrain-1", ["pretrain"])
     cluster.refuse = {"POST": [503] * 50}
     with pytest.raises(TrainJobFailed, match=r"did not answer for 0\.3 s while creating"):
-        jobs(cluster, patience_s=0.3).run("pretrain-1", ["pretrain"])
+        trainjobs(cluster.url, patience_s=0.3).run("pretrain-1", ["pretrain"])
 
 
 def test_a_job_that_nobody_has_looked_at_is_not_called_admitted(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster.script = [[], [], [COMPLETE]]
-    jobs(cluster).run("pretrain-1", ["pretrain"])
+    trainjobs(cluster.url).run("pretrain-1", ["pretrain"])
     assert "admi" not in capsys.readouterr().out
 
 
@@ -290,7 +118,7 @@ def test_a_server_that_accepts_and_says_nothing_is_asked_again(
     monkeypatch.setattr("crystalforge.integrations.trainjob.jobs.TELL_S", 0.3)
     cluster.silent = {"POST": 1, "DELETE": 1}
     began = time.monotonic()
-    assert jobs(cluster).run("pretrain-1", ["pretrain"])["status"]["conditions"]
+    assert trainjobs(cluster.url).run("pretrain-1", ["pretrain"])["status"]["conditions"]
     assert cluster.calls.count(("POST", JOBS)) == 2
     said = capsys.readouterr().err
     assert "no answer from the API server for" in said
@@ -298,9 +126,9 @@ def test_a_server_that_accepts_and_says_nothing_is_asked_again(
 
     cluster.silent = {"POST": 1000}
     with pytest.raises(TrainJobFailed, match=r"did not answer for 1 s while creating"):
-        jobs(cluster, patience_s=1.0).run("pretrain-2", ["pretrain"])
+        trainjobs(cluster.url, patience_s=1.0).run("pretrain-2", ["pretrain"])
     cluster.silent, cluster.drop_watches = {"GET": 1}, 1  # the question after a watch that told nothing
-    assert jobs(cluster).run("pretrain-3", ["pretrain"])["status"]["conditions"]
+    assert trainjobs(cluster.url).run("pretrain-3", ["pretrain"])["status"]["conditions"]
     assert time.monotonic() - began < 30
 
 
@@ -332,7 +160,7 @@ def test_an_api_server_that_is_not_there_is_waited_for_and_named() -> None:
 def test_our_running_job_is_adopted_another_is_not_and_a_finished_one_is_replaced(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    launcher = jobs(cluster)
+    launcher = trainjobs(cluster.url)
     cluster.jobs["pretrain-1"] = manifest("pretrain-1", ["pretrain"], launcher.config, "forge")
     launcher.run("pretrain-1", ["pretrain"])
     assert "adopted" in capsys.readouterr().out

@@ -6,17 +6,17 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
 import pytest
-from kubernetes import client
 
 from crystalforge.integrations.trainjob import jobs, logs
-from crystalforge.integrations.trainjob.jobs import TrainJobFailed, TrainJobs
+from crystalforge.integrations.trainjob.jobs import TrainJobFailed
 from crystalforge.integrations.trainjob.logs import Shown
 from crystalforge.integrations.trainjob.manifest import TrainJobConfig
+from tests.unit.integrations.trainjob.conftest import Answering, at_work, trainjobs
 
 POD = {"metadata": {"name": "p", "labels": {}}, "status": {"phase": "Running"}}
 
@@ -41,29 +41,17 @@ class Cluster(ThreadingHTTPServer):
         return self.job | {"status": {"conditions": [{"type": "Complete", "status": "True"}] if done else []}}
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: Cluster
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def say(self, code: int, body: Any) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+class Handler(Answering):
+    server: Cluster  # type: ignore[assignment]
 
     def do_POST(self) -> None:
         self.server.job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.born = time.monotonic()
-        self.say(201, self.server.job)
+        self.answer(201, self.server.job)
 
     def do_DELETE(self) -> None:
         self.server.job = None
-        self.say(200, {"kind": "Status"})
+        self.answer(200, {"kind": "Status"})
 
     def do_GET(self) -> None:
         url, server = urlparse(self.path), self.server
@@ -74,17 +62,17 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write("".join(f"{line}\n" for line in lines).encode())
             self.close_connection = True
         elif url.path.endswith("/pods"):
-            self.say(200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [POD]})
+            self.answer(200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [POD]})
         elif "watch" in parse_qs(url.query):
             server.watches += 1
             if server.refused:
-                self.say(server.refused.pop(0), {"message": "no"})
+                self.answer(server.refused.pop(0), {"message": "no"})
             else:
                 self.watch()
         elif server.job is None or not server.answers:
-            self.say(404 if server.answers else 401, {"message": "no"})
+            self.answer(404 if server.answers else 401, {"message": "no"})
         else:
-            self.say(200, server.now())
+            self.answer(200, server.now())
 
     def watch(self) -> None:
         self.send_response(200)
@@ -112,17 +100,13 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     server = Cluster()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with at_work(server):
+        yield server
 
 
 def run(cluster: Cluster, patience_s: float) -> dict[str, Any]:
-    configuration = client.Configuration(host=f"http://127.0.0.1:{cluster.server_address[1]}")
-    configuration.retries = 0  # type: ignore[assignment]
-    config = TrainJobConfig(namespace="forge", patience_s=patience_s)
-    return TrainJobs(config, api=client.ApiClient(configuration)).run("pretrain-1", ["pretrain"])
+    url = f"http://127.0.0.1:{cluster.server_address[1]}"
+    return trainjobs(url, patience_s=patience_s).run("pretrain-1", ["pretrain"])
 
 
 @pytest.mark.parametrize("how", ["silent", "cut"])
