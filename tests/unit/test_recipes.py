@@ -61,7 +61,7 @@ def test_crystals_of_files_folders_and_evaluations_say_which_systems_are_wanted(
 class Flat:
     """-1 eV an atom."""
 
-    digest = "flat"
+    name, digest, elements = "flat", "flat", frozenset({8, 12})
 
     def __init__(self, scale: str) -> None:
         self.scale = scale
