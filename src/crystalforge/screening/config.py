@@ -43,7 +43,9 @@ class ScreenConfig(_Record):
     limit: float = Field(default=0.1, description="eV/atom of E_hull after relaxing that every judge must find")
     constraints: Constraints | None = Field(default=None, description="what the crystals are made of")
     spacegroups: tuple[Annotated[int, Field(ge=1, le=230)], ...] | None = Field(
-        default=None, min_length=1, description="these in turn; None: as often as in the training set"
+        default=None,
+        min_length=1,
+        description="these in turn; None: as often as in training, with constraints as probable as the model has them",
     )
     temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
     top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus sampling")

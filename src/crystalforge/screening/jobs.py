@@ -126,9 +126,9 @@ class Workbench:
         return load_model(self._model_path)
 
     def _weights(self) -> np.ndarray:
-        """Shares of the space groups in training, of those alone that can meet the constraints."""
+        """How often each space group is drawn: as in training or, where something is demanded, as the model has it."""
         from crystalforge.common.errors import InputError
-        from crystalforge.model.constraints.automaton import feasible_spacegroups
+        from crystalforge.model.sampling.groups import spacegroup_law
 
         loaded = self._once("model", self._load_model)
         shares = loaded.info.get("spacegroup_weights")
@@ -139,12 +139,7 @@ class Workbench:
                 remedy="give --spacegroup",
             )
         weights = np.array(shares, dtype=np.float64)
-        if self._config.constraints is not None:
-            possible = feasible_spacegroups(self._config.constraints, slots=loaded.model.config.max_sites)
-            weights[np.setdiff1d(np.arange(230), np.array(possible, dtype=np.int64) - 1)] = 0
-        if not weights.sum() > 0:
-            raise InputError("no space group of the training set can meet the constraints", remedy="widen them")
-        return weights
+        return spacegroup_law(loaded.model, weights, self._config.constraints, seed=self._seed)
 
     def _fingerprints(self) -> np.ndarray:
         """Of the training set, as they lie beside a model's weights (`data.fingerprint`); empty where they do not."""
