@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from crystalforge.common.errors import missing_extra
 from crystalforge.crystal import Crystal
 from crystalforge.potentials.base import BatchedPotential, Prediction, Scale
 from crystalforge.potentials.config import DIEPConfig
-from crystalforge.potentials.matgl import element_types, graph_of
+from crystalforge.potentials.matgl import element_types, graph_of, prediction_of
 from crystalforge.potentials.weights import digest_of
 
 
@@ -44,7 +43,6 @@ class DIEPPotential(BatchedPotential):
         self.digest = digest_of(potential.state_dict(), {"model": self.name, "dtype": config.dtype})
 
     def _evaluate(self, crystals: Sequence[Crystal], forces: bool, stress: bool) -> Prediction:
-        counts = np.array([len(crystal) for crystal in crystals])
         potential = self._potential
         # The package takes its arithmetic from a global; nothing else reads it.
         self._settings.float_th = self._dtype
@@ -52,16 +50,4 @@ class DIEPPotential(BatchedPotential):
             graph = graph_of(crystals, self._network, self._types, self._device, forces=forces, stress=stress)
             graph.num_nodes = len(graph.node_type)
             total = potential.data_std * self._network(g=graph) + potential.data_mean
-            total = total.reshape(len(crystals))
-            wanted = [tensor for tensor, ask in ((graph.pos, forces), (graph.strain, stress)) if ask]
-            gradients = list(torch.autograd.grad(total.sum(), wanted)) if wanted else []
-        energy = total.detach().double().cpu().numpy()
-        offset = potential.element_refs.property_offset.double().cpu().numpy()
-        energy = energy + np.bincount(graph.batch.cpu().numpy(), offset[graph.node_type.cpu().numpy()], len(crystals))
-        force = stresses = None
-        if forces:
-            force = np.split(-gradients.pop(0).double().cpu().numpy(), np.cumsum(counts)[:-1])
-        if stress:
-            volumes = np.array([crystal.volume for crystal in crystals])
-            stresses = gradients.pop(0).double().cpu().numpy() / volumes[:, None, None]
-        return Prediction(energy, force, stresses)
+            return prediction_of(total, graph, crystals, potential.element_refs, forces=forces, stress=stress)

@@ -85,31 +85,15 @@ class MatGLPotential(BatchedPotential):
         return super().predict(crystals, forces=forces, stress=stress)
 
     def _evaluate(self, crystals: Sequence[Crystal], forces: bool, stress: bool) -> Prediction:
-        counts = np.array([len(crystal) for crystal in crystals])
         with torch.set_grad_enabled(forces or stress):
             graph = graph_of(crystals, self._network, self._types, self._device, forces=forces, stress=stress)
             state = _state(self._network, self._state, len(crystals), self._device)
             if not self._is_potential:
                 per_atom = self._model(g=graph, state_attr=state).reshape(len(crystals))
-                energy = per_atom.double().cpu().numpy() * counts
-                return Prediction(energy)
+                return Prediction(per_atom.double().cpu().numpy() * [len(crystal) for crystal in crystals])
             potential = self._model
             total = potential.data_std * self._network(g=graph, state_attr=state) + potential.data_mean
-            total = total.reshape(len(crystals))
-            wanted = [tensor for tensor, ask in ((graph.pos, forces), (graph.strain, stress)) if ask]
-            gradients = list(torch.autograd.grad(total.sum(), wanted)) if wanted else []
-        energy = total.detach().double().cpu().numpy()
-        if potential.element_refs is not None:
-            offset = potential.element_refs.property_offset.double().cpu().numpy()
-            per_atom = offset[graph.node_type.cpu().numpy()]
-            energy = energy + np.bincount(graph.batch.cpu().numpy(), per_atom, len(crystals))
-        force = stresses = None
-        if forces:
-            force = np.split(-gradients.pop(0).double().cpu().numpy(), np.cumsum(counts)[:-1])
-        if stress:
-            volumes = np.array([crystal.volume for crystal in crystals])
-            stresses = gradients.pop(0).double().cpu().numpy() / volumes[:, None, None]
-        return Prediction(energy, force, stresses)
+            return prediction_of(total, graph, crystals, potential.element_refs, forces=forces, stress=stress)
 
 
 class MatGLProperty:
@@ -323,6 +307,38 @@ def _state(network: Any, state: int | None, count: int, device: torch.device) ->
     if getattr(network.embedding, "ntypes_state", None):
         return torch.full((count,), state or 0, dtype=torch.long, device=device)
     return torch.zeros((count, 2), device=device)
+
+
+def prediction_of(
+    total: torch.Tensor,
+    graph: SimpleNamespace,
+    crystals: Sequence[Crystal],
+    references: Any,
+    *,
+    forces: bool,
+    stress: bool,
+) -> Prediction:
+    """Energies of a batch as a prediction, with what is asked for of their gradients.
+
+    total: eV for each crystal, without the elements' own energies, which `references` (or None) add. Forces in eV/Å, by
+    crystal; stress in eV/Å³, gradient by strain over volume.
+    """
+    total = total.reshape(len(crystals))
+    wanted = [tensor for tensor, ask in ((graph.pos, forces), (graph.strain, stress)) if ask]
+    gradients = list(torch.autograd.grad(total.sum(), wanted)) if wanted else []
+    energy = total.detach().double().cpu().numpy()
+    if references is not None:
+        offset = references.property_offset.double().cpu().numpy()
+        own = offset[graph.node_type.cpu().numpy()]
+        energy = energy + np.bincount(graph.batch.cpu().numpy(), own, len(crystals))
+    force = stresses = None
+    if forces:
+        ends = np.cumsum([len(crystal) for crystal in crystals])
+        force = np.split(-gradients.pop(0).double().cpu().numpy(), ends[:-1])
+    if stress:
+        volumes = np.array([crystal.volume for crystal in crystals])
+        stresses = gradients.pop(0).double().cpu().numpy() / volumes[:, None, None]
+    return Prediction(energy, force, stresses)
 
 
 def graph_of(
