@@ -26,7 +26,7 @@ from crystalforge.model.constraints.constraints import Constraints
 from crystalforge.model.network import CrystalFormer
 from crystalforge.model.sampling.sampler import sample
 
-DRAWS = 512  # of a pilot, besides LEAST
+DRAWS = 256  # of a pilot, besides LEAST
 LEAST = 2  # draws in each group that can meet the demands
 DOUBT = 4.0  # effective draws at which pilot and shares count the same
 
