@@ -3,10 +3,10 @@ xtalmet and SMACT, and by nobody else. Nothing of this project is imported.
 
     PYTHON benchmarks/_theirs.py CRYSTALS.json VERDICTS.json
 
-CRYSTALS.json holds `crystals` and `references`, each with lattice (3 x 3, Å), numbers and frac. VERDICTS.json: for each
-crystal, in order, what `xtalmet.Evaluator` and SMACT answer; `unique_of` and `novel_of`: rows of the earlier crystals
-and of the references at distance 0. References of a formula that no crystal has are left out by the caller: at distance
-0 the formulas are equal.
+CRYSTALS.json holds `crystals` and `references`, each with lattice (3 x 3, Å), numbers, frac and `kind`: crystals of
+different kinds are not compared, as at distance 0 the formulas are equal; with one kind for all, every pair is asked
+about. VERDICTS.json: for each crystal, in order, what `xtalmet.Evaluator` and SMACT answer; `unique_of` and `novel_of`:
+rows of the earlier crystals and of the references at distance 0; and CPU seconds.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 DISTANCE = "smat"  # StructureMatcher with pymatgen's tolerances
+ASKED = {"unique": "uniqueness", "novel": "novelty"}
 PACKAGES = ("xtalmet", "smact", "pymatgen")
 
 
@@ -41,20 +42,30 @@ def main() -> None:
         answers["seconds"][name] = round(time.process_time() - began, 1)
 
     ask("structure", lambda: scores(xtalmet.Evaluator(validity=["structure"]), crystals))
-    ask("composition", lambda: scores(xtalmet.Evaluator(validity=["smact"]), crystals))
-    ask("composition_2014", lambda: [smact_of_2014(structure.composition) for structure in crystals])
-    with tempfile.TemporaryDirectory() as folder:
-        unique = xtalmet.Evaluator(uniqueness=True, distance=DISTANCE)
-        ask("unique", lambda: scores(unique, crystals, folder))
-        found = kept(Path(folder) / f"mtx_uni_{DISTANCE}.pkl.gz")
-        answers["unique_of"] = [[j for j in range(i) if found[i][j] == 0] for i in range(len(crystals))]
-        if references:
-            novel = xtalmet.Evaluator(novelty=True, distance=DISTANCE, ref_xtals=references)
-            ask("novel", lambda: scores(novel, crystals, folder))
-            found = kept(Path(folder) / f"mtx_nov_{DISTANCE}.pkl.gz")
-            answers["novel_of"] = [[j for j in range(len(references)) if row[j] == 0] for row in found]
-        else:
-            answers["novel"], answers["novel_of"] = [True] * len(crystals), [[] for _ in crystals]
+    smact = xtalmet.Evaluator(validity=["smact"])
+    ask("composition", lambda: [or_nothing(lambda c=c: scores(smact, [c])[0]) for c in crystals])
+    ask("composition_2014", lambda: [or_nothing(lambda c=c: smact_of_2014(c.composition)) for c in crystals])
+    kinds = [row["kind"] for row in given["crystals"]]
+    known = [row["kind"] for row in given["references"]]
+    for name in ("unique", "novel"):
+        began = time.process_time()
+        answers[name], answers[f"{name}_of"] = [True] * len(crystals), [[] for _ in crystals]
+        for kind in dict.fromkeys(kinds):
+            rows = [row for row, other in enumerate(kinds) if other == kind]
+            among = [row for row, other in enumerate(known) if other == kind] if name == "novel" else rows
+            if not among:
+                continue
+            options = {ASKED[name]: True, "distance": DISTANCE}
+            if name == "novel":
+                options["ref_xtals"] = [references[row] for row in among]
+            with tempfile.TemporaryDirectory() as folder:
+                verdicts = scores(xtalmet.Evaluator(**options), [crystals[row] for row in rows], folder)
+                matrix = kept(Path(folder) / f"mtx_{name[:3]}_{DISTANCE}.pkl.gz")
+            for place, row in enumerate(rows):
+                answers[name][row] = verdicts[place]
+                equal = [other for other, distance in zip(among, matrix[place], strict=True) if distance == 0]
+                answers[f"{name}_of"][row] = equal if name == "novel" else [other for other in equal if other < row]
+        answers["seconds"][name] = round(time.process_time() - began, 1)
     answers["versions"] = {name: version(name) for name in PACKAGES}
     Path(sys.argv[2]).write_text(json.dumps(answers))
 
@@ -69,6 +80,14 @@ def scores(evaluator: Any, crystals: list[Any], folder: str | None = None) -> li
     """The verdict on each crystal of an evaluator that was asked one thing."""
     _, each, _ = evaluator.evaluate(crystals, dir_intermediate=folder)
     return [bool(score) for score in each]
+
+
+def or_nothing(question: Any) -> bool | None:
+    """The answer; None where they raise, as SMACT does for elements that it has no data of."""
+    try:
+        return question()
+    except (KeyError, NameError):
+        return None
 
 
 def smact_of_2014(composition: Any) -> bool:

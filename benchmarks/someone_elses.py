@@ -9,6 +9,9 @@ evaluation's table (`--crystals`, `--label`, `--seed` of that column, `-n` of th
 those that `xtalmet` takes by default), uniqueness and novelty (`xtalmet`, distance `smat`). On our side stand the
 verdicts of the table and the same asked anew of the crystals in it, whose numbers are in single precision.
 
+Pairs of different formulas are not asked about, as StructureMatcher never finds them equal; `--whole` asks about them
+as well, at a thousand times the cost.
+
 Prints JSON: shares by both with Wilson intervals, how many crystals differ, and for each that does its index, formula
 and why. The classes of difference are told by asking again: the matcher with its arguments exchanged, SMACT with other
 settings. `--out` keeps what they answered: a later call with as many crystals reads it.
@@ -52,6 +55,8 @@ CHAIN = "equals an earlier crystal that is itself a repetition, but not the firs
 STATES = "the oxidation states: ICSD's of 2024 there, SMACT's of 2014 here"
 REFERENCE = "the table's verdict was against the reference as tokens, symmetric to the last digit"
 ROUNDED = "the numbers in the table are rounded to single precision"
+STRENGTH = "an element of unknown electronegativity: fails there, passed in the SMACT that CDVAE used, and passes here"
+RAISED = "raises an error there, which ends the evaluation of all crystals"
 UNKNOWN = "unexplained"
 
 
@@ -64,6 +69,7 @@ def main() -> None:
     parser.add_argument("--label", default="base")
     parser.add_argument("--seed", type=int, help="of several that the label has; else the first")
     parser.add_argument("-n", type=int, default=1000)
+    parser.add_argument("--whole", action="store_true", help="ask about every pair, not those of a formula alone")
     parser.add_argument("--out", type=Path, help="file for their answers")
     options = parser.parse_args()
     rows = [
@@ -73,7 +79,7 @@ def main() -> None:
     rows = [row for row in rows if row["seed"] == seed][: options.n]
     crystals = [crystal_of(row) for row in rows]
     known = references(options.table, crystals)
-    answers = ask(options.theirs, crystals, known, options.out)
+    answers = ask(options.theirs, crystals, known, options.out, whole=options.whole)
     ours = verdicts(crystals, known)
     result = {
         "crystals": len(rows),
@@ -101,15 +107,22 @@ def references(table: Path, crystals: Sequence[Crystal]) -> list[Crystal]:
     return [crystal for crystal in found if reduced_composition(crystal) in wanted]
 
 
-def ask(python: str, crystals: Sequence[Crystal], known: Sequence[Crystal], kept: Path | None) -> dict[str, Any]:
-    """Their answers, from `kept` where it is there."""
+def ask(
+    python: str, crystals: Sequence[Crystal], known: Sequence[Crystal], kept: Path | None, *, whole: bool = False
+) -> dict[str, Any]:
+    """Their answers, from `kept` where it is there. whole: every pair, not those of a formula alone."""
     if kept is not None and kept.exists():
         answers = json.loads(kept.read_text())
         if len(answers["unique"]) == len(crystals):
             return answers
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder) / "crystals.json", Path(folder) / "verdicts.json"
-        given.write_text(json.dumps({"crystals": [*map(plain, crystals)], "references": [*map(plain, known)]}))
+        kinds = {kind: number for number, kind in enumerate(sorted({reduced_composition(one) for one in crystals}))}
+
+        def rows(of: Sequence[Crystal]) -> list[dict[str, Any]]:
+            return [plain(one) | {"kind": 0 if whole else kinds[reduced_composition(one)]} for one in of]
+
+        given.write_text(json.dumps({"crystals": rows(crystals), "references": rows(known)}))
         subprocess.run([python, "-P", str(THEIRS), str(given), str(found)], check=True, stdout=subprocess.DEVNULL)
         text = found.read_text()
     if kept is not None:
@@ -151,12 +164,16 @@ def compared(
 ) -> dict[str, Any]:
     """Shares by both, and every crystal on which they differ."""
     column, theirs = QUESTIONS[question]
-    said, again, other = [bool(row[column]) for row in rows], ours[column], answers[theirs]
+    said, again = [bool(row[column]) for row in rows], ours[column]
+    other = [bool(answer) for answer in answers[theirs]]
     differ = []
     for row, values in enumerate(zip(said, again, other, strict=True)):
-        if len(set(values)) == 1:
+        raised = answers[theirs][row] is None
+        if len(set(values)) == 1 and not raised:
             continue
-        if said[row] != again[row]:
+        if raised:
+            why = RAISED
+        elif said[row] != again[row]:
             why = ROUNDED if column != "novel" or not ours["structure_valid"][row] else REFERENCE
         else:
             why = reason(column, row, crystals, known, ours, answers)
@@ -182,7 +199,9 @@ def reason(
 ) -> str:
     """Why their answer on one crystal is another than ours."""
     if column == "composition_valid":
-        return STATES if answers["composition_2014"][row] == ours[column][row] else UNKNOWN
+        if answers["composition_2014"][row] == ours[column][row]:
+            return STATES
+        return STRENGTH if ours[column][row] and without_strength(crystals[row]) else UNKNOWN
     if column == "structure_valid":
         return UNKNOWN
     if ours["heads"][row] < 0:
@@ -197,6 +216,14 @@ def reason(
         return CHAIN if column == "unique" else UNKNOWN
     equal = known[ours["match"][row]] if column == "novel" else crystals[ours["heads"][row]]
     return ORDER if not fits(crystals[row], equal) else UNKNOWN
+
+
+def without_strength(crystal: Crystal) -> bool:
+    """Whether SMACT has no electronegativity of one of its elements."""
+    import smact
+    from pymatgen.core.periodic_table import Element
+
+    return any(smact.Element(Element.from_Z(int(z)).symbol).pauling_eneg is None for z in set(crystal.numbers.tolist()))
 
 
 def fits(first: Crystal, second: Crystal) -> bool:

@@ -155,6 +155,8 @@ def test_each_difference_is_explained(others, monkeypatch):
     # StructureMatcher finds salt and blende equal, whichever comes first, and salt equal to salt in one order alone.
     monkeypatch.setattr(others, "fits", lambda first, second: first is not second)
 
+    originals = rows[:2]
+
     def which(question):
         found = others.compared(question, rows, crystals, [SALT], ours, ANSWERS)
         assert found["differ"] == len(found["which"]) == sum(found["classes"].values())
@@ -167,7 +169,16 @@ def test_each_difference_is_explained(others, monkeypatch):
     novel = which("novel")
     assert novel[2] == others.NOT_COMPARED
     assert set(novel) == {0, 2}
+    promethium = Crystal.of(SALT.lattice, [61, 33], SALT.frac)
+    answers = {"composition": [False, None], "composition_2014": [False, None]}
+    rows[:2] = [{"index": 0, "formula": "PmAs", "composition_valid": True}, rows[0]]
+    valid = {"composition_valid": [True, True]}
+    for question in list(others.QUESTIONS)[1:3]:
+        found = others.compared(question, rows[:2], [promethium, SALT], [], valid, answers)
+        assert [one["why"] for one in found["which"]] == [others.STRENGTH, others.RAISED]
+        assert found["theirs"]["value"] == 0
     monkeypatch.setattr(others, "fits", lambda first, second: False)
+    rows[:2] = originals
     assert which("unique")[3] == others.ORDER
     assert which("novel")[0] == others.ORDER
 
