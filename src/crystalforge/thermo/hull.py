@@ -142,9 +142,9 @@ class HullStore:
         """Index entries; the energies keep the scale of the entries."""
         if not len(entries):
             raise InputError("no entries with an energy", source=source or None)
-        high = int(entries.elements.max())
-        if high > 118 or int(entries.elements.min()) < 1:
-            raise InputError(f"atomic number {high} is not in the periodic table", source=source or None)
+        wrong = entries.elements[(entries.elements < 1) | (entries.elements > 118)]
+        if len(wrong):
+            raise InputError(f"atomic number {wrong[0]} is not in the periodic table", source=source or None)
         systems: dict[tuple[int, ...], dict[tuple[float, ...], tuple[float, tuple[float, ...]]]] = {}
         for first, count, energy in zip(entries.starts, entries.n_elements, entries.energy, strict=True):
             part = slice(int(first), int(first + count))

@@ -30,13 +30,13 @@ def test_all_elements_have_their_place_in_the_masks() -> None:
         assert store.e_above_hull(pair, 0.0) == pytest.approx(100 + sum(pair))
     assert store.around([1, 64, 65]).n_compounds == 3, "none of the fourth element"
     assert store.e_above_hull([1, 117], 0.0) != store.e_above_hull([1, 118], 0.0)
-    assert store.system([119]) is store.system([0]) is store.system([1, 119]) is None
+    assert store.system([119]) is store.system([0]) is store.system([1, 119]) is store.system([0, 1]) is None
 
 
 @pytest.mark.parametrize("wrong", [0, 119])
 def test_what_is_no_element_is_refused(wrong: int) -> None:
-    with pytest.raises(InputError, match="not in the periodic table"):
-        store_of(({26: 1}, 0.0), ({wrong: 1}, 0.0))
+    with pytest.raises(InputError, match=f"^hull: atomic number {wrong} is not in the periodic table"):
+        HullStore.from_entries(Entries.of([{26: 1}, {wrong: 1}], [0.0, 0.0]), source="hull")
     with pytest.raises(InputError, match=r"^hull: no entries with an energy"):
         HullStore.from_entries(Entries.of([{}], [1.0]), source="hull")
 
@@ -58,6 +58,9 @@ def test_nearly_equal_compositions_stay_apart() -> None:
     store = store_of(({1: 1}, 0.0), ({8: 1}, 0.0), ({1: 1, 8: 1}, -1.0), ({1: 1.000004, 8: 1}, -2.0))
     assert len(store) == 4
     assert len(store_of(({1: 1}, 0.0), ({1: 0.1 + 0.2, 8: 0.9}, 0.0), ({1: 0.3, 8: 0.9}, 1.0))) == 2
+    # Shares of a quarter and three, and 2e-9 or 2e-8 beside them.
+    for beside, phases in [(2e-9, 1), (2e-8, 2)]:
+        assert len(store_of(({1: 0.25, 8: 0.75}, 0.0), ({1: 0.25 + beside, 8: 0.75 - beside}, 1.0))) == phases
 
 
 def test_the_last_asked_systems_are_kept() -> None:
@@ -91,6 +94,7 @@ def test_what_is_known_around_a_composition() -> None:
         ({11: 1, 17: 1, 8: 0}, "NaCl"),
         ({11: 101, 17: 99}, "Na101Cl99"),
         ({3: 1, 6: 1, 8: 1, 1: 1}, "HLiCO"),
+        ({19: 2, 11: 1, 13: 1, 9: 6}, "K2NaAlF6"),  # one share is a whole number of fifths, the others are not
     ],
 )
 def test_names_of_phases(amounts: dict[int, int], name: str) -> None:
@@ -104,7 +108,12 @@ def test_names_of_phases(amounts: dict[int, int], name: str) -> None:
 
 
 def test_beyond_200_atoms_a_formula_is_made_of_fractions() -> None:
-    assert "." in formula_of([11, 17], np.array([150, 151]) / 301)
+    assert formula_of([11, 17], np.array([97, 103]) / 200) == "Na97Cl103"
+    assert "." in formula_of([11, 17], np.array([100, 101]) / 201)
+
+
+def test_shares_of_six_digits_are_the_formula_they_were_rounded_from() -> None:
+    assert formula_of([9, 12], np.array([0.666667, 0.333333])) == "MgF2"
 
 
 def test_compositions_by_number_array_and_amounts_are_one() -> None:
