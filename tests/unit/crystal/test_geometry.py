@@ -92,6 +92,16 @@ def test_heights_of_a_skewed_cell() -> None:
         (np.eye(3) * 4, {"max_length": 4.0}, True),
         (np.diag([0.9, 9, 9]), {}, False),
         (np.diag([0.9, 9, 9]), {"min_height": 0.9}, True),
+        (0.4 * np.eye(3), {"volume_per_atom": (0.01, 1.0), "min_height": 0.3, "max_length": 0.5}, True),
+        # by default: 2 to 500 Å^3, 1 Å high, 200 Å long
+        (np.diag([1, 1, 2.01]), {}, True),
+        (np.diag([1, 1, 1.99]), {}, False),
+        (np.diag([10, 10, 4.999]), {}, True),
+        (np.diag([10, 10, 5.001]), {}, False),
+        (np.diag([1.001, 9, 9]), {}, True),
+        (np.diag([0.999, 9, 9]), {}, False),
+        (np.diag([199.9, 1.5, 1.5]), {}, True),
+        (np.diag([200.1, 1.5, 1.5]), {}, False),
         (np.zeros((3, 3)), {}, False),
         (np.full((3, 3), np.nan), {}, False),
         (np.eye(3) * 1e200, {}, False),
@@ -100,6 +110,27 @@ def test_heights_of_a_skewed_cell() -> None:
 def test_limits_of_a_cell(lattice: np.ndarray, options: dict, sound: bool) -> None:
     packed = PackedCrystals.pack([Crystal.of(lattice, [29], [[0, 0, 0]])])
     assert cells_sound(packed, Geometry(**options)).tolist() == [sound]
+
+
+def test_a_cell_without_atoms_is_not_sound() -> None:
+    assert cells_sound(PackedCrystals.pack([Crystal.of(4 * np.eye(3), [], [])]), Geometry()).tolist() == [False]
+
+
+@pytest.mark.parametrize(
+    ("setting", "allowed", "refused"),
+    [
+        ("min_distance", [0.0, 9.0], [-0.1]),
+        ("min_bond", [None, 0.01, 0.99], [0.0, 1.0]),
+        ("min_height", [0.01], [0.0]),
+        ("max_length", [0.01], [0.0]),
+    ],
+)
+def test_limits_that_make_sense(setting: str, allowed: list[float | None], refused: list[float]) -> None:
+    for value in allowed:
+        assert getattr(Geometry.model_validate({setting: value}), setting) == value
+    for value in refused:
+        with pytest.raises(ValueError, match=setting):
+            Geometry.model_validate({setting: value})
 
 
 def test_volume_is_shared_by_the_atoms() -> None:
@@ -118,6 +149,28 @@ def test_distances_that_are_just_allowed_are() -> None:
         (2.0, None, True), (2.001, None, False), (1.0, bond - 1e-9, True), (1.0, bond + 1e-9, False), (0.0, None, True),
     ]:  # fmt: skip
         assert atoms_apart(copper, Geometry(min_distance=distance, min_bond=part)).tolist() == [apart]
+
+
+def pair(kind: int, distance: float) -> PackedCrystals:
+    """Two atoms of one element in a large box."""
+    return PackedCrystals.pack([Crystal.of(9 * np.eye(3), [kind, kind], [[0, 0, 0], [distance / 9, 0, 0]])])
+
+
+def test_by_default_half_an_angstrom_and_seven_tenths_of_the_radii() -> None:
+    """Two hydrogens (summed radii 0.62 Å) may stand 0.5 Å apart, two coppers (2.64 Å) 1.848 Å."""
+    for kind, distance, apart in [(1, 0.51, True), (1, 0.49, False), (29, 1.849, True), (29, 1.847, False)]:
+        assert atoms_apart(pair(kind, distance), Geometry()).tolist() == [apart]
+
+
+def test_below_its_limit_means_below() -> None:
+    """At the limit itself nothing is near; the limit may be longer than the cell."""
+    copper = PackedCrystals.pack([Crystal.of(2.0 * np.eye(3), [29], [[0, 0, 0]])])
+    assert nearest(copper, 2.0).tolist() == [np.inf]
+    assert nearest(copper, np.nextafter(2.0, 3)).tolist() == [2.0]
+    sheared = Crystal.of([[1.0, 0, 0], [2.4, 1.0, 0], [0, 0, 6.0]], [29], [[0, 0, 0]])  # b - 2a: (0.4, 1, 0)
+    wide = Crystal.of([[4.0, 0, 0], [9.2, 2.0, 0], [0, 0, 9.0]], [29], [[0, 0, 0]])  # b - 2a: (1.2, 2, 0)
+    found = nearest(PackedCrystals.pack([sheared, wide]), 3.0)
+    assert found.tolist() == pytest.approx([1.0, np.hypot(1.2, 2)])
 
 
 def test_radii_by_number() -> None:

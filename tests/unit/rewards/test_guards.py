@@ -48,7 +48,7 @@ def status_of(crystal: Crystal | None, **options) -> Status:
         # what is just allowed
         (SALT, {"max_atoms": 2, "min_elements": 2, "elements": (11, 17)}, Status.OK),
         (Crystal.of(4 * np.eye(3), [29], [[1e6, -1e6, 0]]), {}, Status.OK),
-        (Crystal.of(4 * np.eye(3), [29], [[0.5, 1.1e6, 0]]), {}, Status.BAD_CELL),
+        (Crystal.of(4 * np.eye(3), [29], [[0.5, 1e6 + 0.5, 0]]), {}, Status.BAD_CELL),
         (Crystal.of(4 * np.eye(3), [29], [[0.5, 0.5, np.nan]]), {}, Status.BAD_CELL),
         (Crystal.of(np.diag([4, 4, np.inf]), [29], [[0, 0, 0]]), {}, Status.BAD_CELL),
         # the first that applies
