@@ -71,6 +71,24 @@ def test_a_loss_as_large_as_the_margin_is_borne() -> None:
     ].passed
 
 
+def test_what_is_asked_for_unless_told_otherwise() -> None:
+    """A loss of five points of a hundred is borne; half of the crystals must be unique."""
+    reference = model("version 3", sun_rate=0.5, unique_rate=0.5)
+    for share, passed in [(0.451, True), (0.449, False)]:
+        assert gates(model(sun_rate=share), reference)["discovery"].passed is passed
+    for low, passed in [(0.501, True), (0.499, False)]:
+        assert gates(model(unique_rate=(0.6, low, 0.7)), reference)["uniqueness"].passed is passed
+
+
+@pytest.mark.parametrize("setting", ["margin", "smallest_unique"])
+def test_settings_that_are_shares_lie_between_nothing_and_all(setting: str) -> None:
+    for share in (0.0, 1.0):
+        assert getattr(PromotionGates.model_validate({setting: share}), setting) == share
+    for wrong in (-0.01, 1.01):
+        with pytest.raises(ValueError, match=setting):
+            PromotionGates.model_validate({setting: wrong})
+
+
 def test_comparable_means_same_protocol_and_same_reward() -> None:
     same = gates(model(), model("version 3"))["comparable"]
     assert (same.passed, same.why) == (True, "both judged by protocol p, reward abababababab")
