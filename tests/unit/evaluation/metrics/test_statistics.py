@@ -45,6 +45,17 @@ def test_bootstrap_agrees_with_student_on_well_behaved_values():
     assert (a.low, a.high) == pytest.approx((b.low, b.high), abs=0.02)
 
 
+def test_bootstrap_by_hand():
+    """Resampled means of zeros and ones are binomial: where its tails end is known."""
+    nine = statistics.bootstrap_mean(np.array([9.0, 0, 0, 0]))  # P(k <= 2) = 0.949, P(k <= 3) = 0.996
+    assert (nine.value, nine.low, nine.high, nine.n) == (2.25, 0, 6.75, 4)
+    two = statistics.bootstrap_mean(np.array([0.0, 1.0]))
+    assert (two.low, two.high) == (0, 1), "Student's interval would reach from -5.9 to 6.9"
+    # Three ones of seven: P(k = 0) = (4/7)^7 = 0.0199, less than a fortieth and more than a sixtieth.
+    seven = statistics.bootstrap_mean(np.array([1.0, 1, 1, 0, 0, 0, 0]), resamples=40_000)
+    assert seven.low == pytest.approx(1 / 7)
+
+
 @pytest.mark.parametrize("kinds", [30, 300, 30000])
 def test_interval_of_distinct_kinds_covers_its_expectation(kinds):
     """Samples of 200 from skewed populations: at least 93 of 100 intervals hold the expected share of kinds."""
