@@ -43,6 +43,8 @@ NOT_IN_MEMORY = 77
 PYTEST = ("-x", "-q", "--timeout=7200", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-profile=mutants")
 HEAVY = ("numpy", "scipy.optimize", "torch", "pyarrow.parquet", "pandas", "hypothesis", "beartype", "pymatgen.core")
 """Libraries that are loaded once for all faults."""
+READ = ("pyproject.toml", "params.yaml", "docs/results/stability-crystals.parquet")
+"""Files outside src/ and tests/ that tests read."""
 PARTS: dict[str, tuple[list[str], list[str]]] = {
     "guards": (
         ["rewards/guards.py", "crystal/geometry.py"],
@@ -58,7 +60,8 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
         ["rl/losses.py", "rl/advantage.py", "rl/algorithms.py"],
         ["unit/rl/test_losses_by_hand.py", "unit/rl/test_losses_exact.py"],
     ),
-    "statistics": (["evaluation/metrics/statistics.py"], ["unit/evaluation/metrics"]),
+    "objective": (["rewards/tilted.py"], ["unit/rewards/test_tilted.py"]),
+    "statistics": (["evaluation/metrics/statistics.py"], ["unit/evaluation/metrics/test_statistics.py"]),
 }
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -267,7 +270,8 @@ def main() -> None:
         copied = Path(temporary)
         for name in ("src", "tests"):
             shutil.copytree(ROOT / name, copied / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("pyproject.toml", "params.yaml"):
+        for name in READ:
+            (copied / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copied / name)
         for part in options.parts or PARTS:
             files, tests = PARTS[part]
