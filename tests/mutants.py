@@ -1,7 +1,8 @@
 """Do the tests bite? Small faults are planted one at a time, and the tests of the file must notice.
 
     python tests/mutants.py                    # every part, 40 faults each, chosen by the seed
-    python tests/mutants.py guards --faults 999
+    python tests/mutants.py guards --faults 999 > before.json
+    python tests/mutants.py guards --again before.json    # what survived then, under the tests of now
 
 Faults: a comparison loosened, tightened or turned round; + for -, * for /; `and` for `or`; a condition negated; a
 number moved; min for max, all for any. Prints one JSON object: for each part the share noticed, and the survivors by
@@ -41,7 +42,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "src/crystalforge"
 NOT_IN_MEMORY = 77
 PYTEST = ("-x", "-q", "--timeout=7200", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-profile=mutants")
-HEAVY = ("numpy", "scipy.optimize", "torch", "pyarrow.parquet", "pandas", "hypothesis", "beartype", "pymatgen.core")
+HEAVY = (
+    "numpy", "scipy.optimize", "scipy.stats", "torch", "pyarrow.parquet", "pandas", "hypothesis", "beartype",
+    "pymatgen.core", "pymatgen.analysis.phase_diagram", "pymatgen.entries.compatibility",
+)  # fmt: skip
 """Libraries that are loaded once for all faults."""
 READ = ("pyproject.toml", "params.yaml", "docs/results/stability-crystals.parquet")
 """Files outside src/ and tests/ that tests read."""
@@ -257,15 +261,23 @@ def _prepare() -> None:
     )
 
 
+def _label(file: str, line: int, words: str, _: str) -> str:
+    return f"{file}:{line} {words}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; none: all")
     parser.add_argument("--faults", type=int, default=40, help="planted in each part at most")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--again", type=Path, help="only the survivors of this earlier report; the source must not move"
+    )
     parser.add_argument("--seconds", type=int, default=120, help="of a processor, that the tests of a fault may take")
     options = parser.parse_args()
     _prepare()
     report = {}
+    earlier = json.loads(options.again.read_text()) if options.again else {}
     with tempfile.TemporaryDirectory() as temporary:
         copied = Path(temporary)
         for name in ("src", "tests"):
@@ -273,14 +285,17 @@ def main() -> None:
         for name in READ:
             (copied / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copied / name)
-        for part in options.parts or PARTS:
+        for part in options.parts or earlier or PARTS:
             files, tests = PARTS[part]
             planted = [
                 (file, line, words, ast.unparse(ast.fix_missing_locations(mutant)))
                 for file in files
                 for line, words, mutant in faults(ast.parse((copied / PACKAGE / file).read_text()))
             ]
-            chosen = random.Random(options.seed).sample(planted, min(options.faults, len(planted)))
+            if options.again:
+                chosen = [fault for fault in planted if _label(*fault) in earlier[part]["survivors"]]
+            else:
+                chosen = random.Random(options.seed).sample(planted, min(options.faults, len(planted)))
             alive = []
             for file in files:
                 here = [fault for fault in chosen if fault[0] == file]
@@ -288,13 +303,11 @@ def main() -> None:
                 target = copied / PACKAGE / file
                 target.write_text(ast.unparse(ast.parse(target.read_text())))
                 lives = survivors(copied, file, [text for *_, text in here], tests, options.seconds) if here else []
-                alive += [
-                    f"{file}:{line} {words}" for (_, line, words, _), live in zip(here, lives, strict=True) if live
-                ]
+                alive += [_label(*fault) for fault, live in zip(here, lives, strict=True) if live]
             report[part] = {
                 "faults": len(chosen),
                 "of": len(planted),
-                "noticed": round(1 - len(alive) / len(chosen), 3),
+                "noticed": round(1 - len(alive) / max(len(chosen), 1), 3),
                 "survivors": sorted(alive),
             }
             print(json.dumps({part: report[part]}, indent=2), file=sys.stderr)
