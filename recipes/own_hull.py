@@ -112,11 +112,24 @@ def on_hull(phases: pd.DataFrame, hull: HullStore) -> pd.DataFrame:
 
 def energies(potential: Potential, rows: pd.DataFrame, parts: Path) -> Float64[np.ndarray, " N"]:
     """Energy per atom of each structure, eV, on the scale mp2020; NaN where the potential has no answer. `parts`: what
-    was done before."""
-    named = [(row["material_id"], crystal_of(row)) for row in rows.to_dict("records")]
-    crystals = [crystal for _, crystal in named]
-    found = own_hull.energies(potential, crystals, parts / own_hull.key(potential, named), press=False)
-    return found + mp2020_corrections(crystals) if potential.scale == "pbe" else found
+    was done before, by any call.
+    """
+    known: dict[str, float] = {}
+    for file in sorted(parts.glob("*.parquet")):
+        part = pd.read_parquet(file)
+        known |= dict(zip(part.material_id, part.energy_per_atom, strict=True))
+    missing = rows.loc[~rows.material_id.isin(list(known))]
+    if len(missing):
+        named = [(row["material_id"], crystal_of(row)) for row in missing.to_dict("records")]
+        crystals, key = [crystal for _, crystal in named], own_hull.key(potential, named)
+        values = own_hull.energies(potential, crystals, parts / key, press=False)
+        if potential.scale == "pbe":
+            values = values + mp2020_corrections(crystals)
+        part = pd.DataFrame({"material_id": missing.material_id, "energy_per_atom": values})
+        with atomic_file(parts / f"{key}.parquet") as temporary:
+            part.to_parquet(temporary)
+        known |= dict(zip(part.material_id, part.energy_per_atom, strict=True))
+    return rows.material_id.map(known).to_numpy(dtype=np.float64)
 
 
 if __name__ == "__main__":

@@ -59,14 +59,15 @@ def test_crystals_of_files_folders_and_evaluations_say_which_systems_are_wanted(
 
 
 class Flat:
-    """-1 eV an atom."""
+    """-1 eV an atom. asked: how many crystals it has seen."""
 
     name, digest, elements = "flat", "flat", frozenset({8, 12})
 
     def __init__(self, scale: str) -> None:
-        self.scale = scale
+        self.scale, self.asked = scale, 0
 
     def predict(self, crystals: Sequence[Crystal]) -> Prediction:
+        self.asked += len(crystals)
         return Prediction(-np.array([float(len(crystal)) for crystal in crystals]))
 
 
@@ -83,3 +84,14 @@ def test_raw_energies_are_brought_to_the_corrected_scale(own_hull: ModuleType, t
     )
     assert corrected.tolist() == [-1.0]
     assert raw[0] == pytest.approx(-1 - 0.687 / 2, abs=1e-3)
+
+
+def test_what_one_call_computed_serves_the_next(own_hull: ModuleType, tmp_path: Path) -> None:
+    """Another choice of phases asks for those alone that no earlier one had."""
+    cube = {"lattice": (3 * np.eye(3)).tolist(), "atomic_numbers": [29], "frac_coords": [[0.0, 0.0, 0.0]]}
+    rows = pd.DataFrame([{"material_id": name, **cube} for name in "abcd"])
+    flat = Flat("mp2020")
+    own_hull.energies(flat, rows.iloc[:2], tmp_path)
+    found = own_hull.energies(flat, rows.iloc[[3, 1, 2]], tmp_path)
+    assert flat.asked == 4
+    assert found.tolist() == [-1.0, -1.0, -1.0]
