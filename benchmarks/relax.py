@@ -12,8 +12,8 @@ core. speedup: of one process over ASE's; with P processes on P cores it is P ti
 cell. `--brief` leaves out both. `--max-atoms`: of the conventional cells. `--minutes`: of processor time that ASE may
 take; the crystals that it has reached by then are those that count. same: part of the crystals whose energies agree
 within 2 meV/atom; the others are listed: lower (ours lies lower) and higher. A crystal that starts with large forces
-may fall into one minimum or another, whoever moves it; settled: those of the others where ASE, started where ours
-ended, stays within 2 meV/atom, so that ours ended in a minimum too.
+may fall into one minimum or another, whoever moves it; settled: those of the others that come back to ours within 2
+meV/atom when ASE relaxes them once more, every atom moved by 0.03 Å at random: ours was a minimum, and no saddle.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from crystalforge.screening.config import ScreenConfig
 from crystalforge.stages.models import find_model
 
 SAME = 2e-3  # eV/atom
+SHAKE = 0.03  # Å
 EDGES = (1, 8, 16, 32, 1000)  # atoms
 
 
@@ -75,7 +76,8 @@ def main() -> None:
     both = np.isfinite(theirs) & np.isfinite(ours) & ase_done & found.converged
     difference = (ours - theirs)[both]
     other = np.flatnonzero(both)[np.abs(difference) > SAME]
-    again, _, _ = one_by_one(potential, [found.crystals[row] for row in other], arguments.fmax, arguments.steps)
+    moved = shaken([found.crystals[row] for row in other], arguments.seed)
+    again, _, _ = one_by_one(potential, moved, arguments.fmax, arguments.steps)
     by_atoms = {}
     for low, high in [] if arguments.brief else pairwise(EDGES):
         rows = np.flatnonzero((sizes >= low) & (sizes < high))
@@ -153,6 +155,16 @@ def one_by_one(
         energy.append(value)
         done.append(ended)
     return np.array(energy), np.array(cost), np.array(done, dtype=bool)
+
+
+def shaken(crystals: list[Crystal], seed: int) -> list[Crystal]:
+    """The crystals with every coordinate of every atom moved by 0.03 Å (standard deviation)."""
+    rng = np.random.default_rng(seed)
+    moves = [SHAKE * rng.standard_normal(crystal.frac.shape) @ np.linalg.inv(crystal.lattice) for crystal in crystals]
+    return [
+        Crystal(crystal.lattice, crystal.numbers, crystal.frac + move)
+        for crystal, move in zip(crystals, moves, strict=True)
+    ]
 
 
 def _relax(crystals: list[Crystal], fmax: float, steps: int) -> int:
