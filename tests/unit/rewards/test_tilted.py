@@ -128,6 +128,44 @@ def test_crystals_without_a_finite_ratio_are_left_out():
     assert tilted.objective(np.zeros(0), np.zeros(0), TAU).n == 0
 
 
+def test_objectives_of_a_few_crystals_by_hand():
+    """Of four draws two pass, of worth 1 and 3: a mean of 2 whose variance is 2/2; half of the draws cost tau ln 2."""
+    two = tilted.objective(np.array([1.0, 3.5]), np.array([0.0, 1.0]), 0.5)
+    assert (two.value, two.error, two.n) == pytest.approx((2, 1, 2))
+    passed = np.array([True, False, True, False])
+    half = tilted.objective(np.array([1.0, 9, 3.5, -9]), np.array([0.0, 0, 1, 0]), 0.5, passed)
+    assert (half.value, half.error, half.n) == pytest.approx((2 - 0.5 * math.log(2), math.sqrt(1 + 0.25 * 0.5 / 2), 2))
+    one = tilted.objective(np.array([1.0]), np.array([2.0]), 0.5)
+    assert (one.value, one.n) == (0, 1)
+    assert math.isnan(one.error)
+
+
+def test_the_maximum_of_two_crystals_by_hand():
+    """At tau 2 rewards 0 and 2 ln 3 weigh 1 : 3, a mean of 2 and a standard error of 1: L* = 2 ln 2, its error 2/2."""
+    reward = np.array([0.0, 2 * math.log(3)])
+    for found in (tilted.optimum(reward, 2.0), tilted.optimum(np.append(reward, 9), 2.0, np.array([0, 0, np.inf]))):
+        assert (found.value, found.error, found.n) == pytest.approx((2 * math.log(2), 1, 2))
+        assert found.effective == pytest.approx(4**2 / (1 + 9))
+        assert found.reward == pytest.approx(0.75 * 2 * math.log(3))
+        assert found.kl == pytest.approx(0.75 * math.log(3) - math.log(2))
+    one = tilted.optimum(np.array([0.25]), 2.0)
+    assert (one.value, one.n) == (0.25, 1)
+    assert math.isnan(one.error)
+    none = tilted.optimum(np.zeros(0), 2.0)
+    assert (none.n, none.effective) == (0, 0)
+    assert math.isnan(none.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_error_of_an_attained_share_by_hand(share: float):
+    """Those two crystals as the base: L(base) = ln 3, with an error of ln 3; that of L* is 1, of one sign with it."""
+    base, start, room = np.array([0.0, 2 * math.log(3)]), math.log(3), 2 * math.log(2) - math.log(3)
+    found = tilted.attained(tilted.Measured(start + share * room, 0.75, 7), base, 2.0)
+    own = (1 - share) * math.log(3) + share
+    assert (found.value, found.error, found.n) == pytest.approx((share, math.hypot(0.75, own) / room, 7))
+    assert math.isnan(tilted.attained(tilted.Measured(0.0, 0.0, 7), np.zeros(0), 2.0).value)
+
+
 # What the documentation says of the stability study: L, and L of what passes the guards, by label, in order of seeds.
 STUDY = {
     "base": [(-1.354, -0.539)],
