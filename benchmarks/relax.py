@@ -12,8 +12,9 @@ core. speedup: of one process over ASE's; with P processes on P cores it is P ti
 cell. `--brief` leaves out both. `--max-atoms`: of the conventional cells. `--minutes`: of processor time that ASE may
 take; the crystals that it has reached by then are those that count. same: part of the crystals whose energies agree
 within 2 meV/atom; the others are listed: lower (ours lies lower) and higher. A crystal that starts with large forces
-may fall into one minimum or another, whoever moves it; settled: those of the others that come back to ours within 2
-meV/atom when ASE relaxes them once more, every atom moved by 0.03 Å at random: ours was a minimum, and no saddle.
+may fall into one minimum or another, whoever moves it, and symmetry may hold it on a saddle: settled counts, of those
+that are the same and of the others, the crystals that come back to their energy within 2 meV/atom when every atom is
+moved by 0.03 Å at random and ours relaxes them once more.
 """
 
 from __future__ import annotations
@@ -75,9 +76,11 @@ def main() -> None:
     sizes = np.array([len(crystal) for crystal in crystals])
     both = np.isfinite(theirs) & np.isfinite(ours) & ase_done & found.converged
     difference = (ours - theirs)[both]
-    other = np.flatnonzero(both)[np.abs(difference) > SAME]
-    moved = shaken([found.crystals[row] for row in other], arguments.seed)
-    again, _, _ = one_by_one(potential, moved, arguments.fmax, arguments.steps)
+    same = np.abs(difference) <= SAME
+    rows = np.flatnonzero(both)
+    moved = shaken([found.crystals[row] for row in rows], arguments.seed)
+    again = relax(potential, moved, fmax=arguments.fmax, steps=arguments.steps).energy / sizes[rows]
+    back = np.abs(again - ours[rows]) <= SAME
     by_atoms = {}
     for low, high in [] if arguments.brief else pairwise(EDGES):
         rows = np.flatnonzero((sizes >= low) & (sizes < high))
@@ -112,8 +115,11 @@ def main() -> None:
             "converged": {"ase": int(ase_done.sum()), "ours": int(found.converged.sum())},
             "steps": float(found.steps.mean()),
             "compared": int(both.sum()),
-            "same": float((np.abs(difference) <= SAME).mean()),
-            "settled": f"{int((np.abs(again - ours[other]) <= SAME).sum())} of {len(other)}",
+            "same": float(same.mean()),
+            "settled": {
+                "same": f"{int(back[same].sum())} of {int(same.sum())}",
+                "others": f"{int(back[~same].sum())} of {int((~same).sum())}",
+            },
             "lower": [round(float(x), 4) for x in np.sort(difference[difference < -SAME])],
             "higher": [round(float(x), 4) for x in np.sort(difference[difference > SAME])],
         }
@@ -131,7 +137,7 @@ def drawn(model: Path, count: int, seed: int, elements: frozenset[int], max_atom
 
 
 def one_by_one(
-    potential: Potential, crystals: list[Crystal], fmax: float, steps: int, seconds: float = float("inf")
+    potential: Potential, crystals: list[Crystal], fmax: float, steps: int, seconds: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Energy per atom, CPU seconds and whether it converged, of each crystal that ASE begins within `seconds`."""
     from ase.filters import FrechetCellFilter
