@@ -8,11 +8,11 @@ alone, neither the space group nor the number of atoms (20 in the primitive cell
 
 - groups are drawn with the model's own probability, given the composition (`model.sampling.groups`), or with
   `--groups training` as often as in training, of those that can hold the composition;
-- crystals are drawn, `--draws` of them, and sorted out by `screen`'s geometry; different ones (StructureMatcher) are
-  candidates, `--candidates` at most;
-- CHGNet gives all of them an energy, moves all `--first` steps, then the lowest `--relaxed` until forces are below
-  `--fmax` or for 100 steps, cell and atoms; those that became one structure are one candidate, and the order is that of
-  the energies, the relaxed ones first.
+- crystals are drawn in rounds of 128 and sorted out by `screen`'s geometry; different ones (StructureMatcher) are
+  candidates, until there are `--candidates` or `--draws` are drawn;
+- CHGNet moves all of them `--first` steps, then the lowest `--relaxed` of them until forces are below `--fmax` or for
+  `--steps`, cell and atoms; those that became one structure are one candidate, and the order is that of the energies,
+  the relaxed ones first.
 
 A candidate is the known structure if StructureMatcher says so, with pymatgen's tolerances and, beside it, with the wide
 ones (0.3, 0.5, 10 deg) of the literature on structure prediction. Compositions whose formula occurs in the model's
@@ -56,8 +56,8 @@ from crystalforge.screening.config import ScreenConfig
 from crystalforge.stages.models import find_model
 
 FIRST = (1, 10, 50)
-STEPS = 100  # of a relaxation after the first ones
-ABREAST = 8  # compositions that relax together, and are lost together when it is interrupted
+ROUND = 128  # crystals drawn at a time
+ABREAST = 4  # compositions that relax together, and are lost together when it is interrupted
 WIDE = PROTOCOLS["cdvae"].matcher
 
 
@@ -91,10 +91,11 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("mp20"))
     parser.add_argument("--groups", choices=("model", "training"), default="model")
     parser.add_argument("--trained-on", type=Path)
-    parser.add_argument("--draws", type=int, default=192)
+    parser.add_argument("--draws", type=int, default=384)
     parser.add_argument("--candidates", type=int, default=50)
     parser.add_argument("--first", type=int, default=5)
-    parser.add_argument("--relaxed", type=int, default=10)
+    parser.add_argument("--relaxed", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--fmax", type=float, default=0.1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so many (clock)")
     parser.add_argument("--seed", type=int, default=0)
@@ -185,7 +186,7 @@ def predict(
     began = time.process_time()
     made = lowered(attempts, potential, options)
     cost = time.process_time() - began
-    known = relax(potential, [target.crystal for target in targets], fmax=options.fmax, steps=STEPS)
+    known = relax(potential, [target.crystal for target in targets], fmax=options.fmax, steps=2 * options.steps)
     lines = []
     for attempt, steps, energy in zip(attempts, made, known.energy, strict=True):
         target, notes = attempt.target, attempt.notes
@@ -218,17 +219,22 @@ def drawn(target: Target, loaded: LoadedModel, potential: Potential, options: ar
     seed = derived(options.seed, target.formula)
     asked = pilot(loaded.model, shares, wish, seed=seed)
     law, groups_done = asked.law if options.groups == "model" else asked.shares, _now()
-    groups = draw_spacegroups(law, options.draws, seed=seed)
-    samples = sample(loaded.model, groups, seed=seed, constraints=wish)
-    crystals = to_crystals(samples.tokens, primitive=True)
     geometry = ScreenConfig().geometry.model_copy(update={"min_elements": 1})
-    sound = [crystals[row] for row in np.flatnonzero(check(crystals, geometry, potential.elements) == 0).tolist()]
-    found = different([crystal for crystal in sound if crystal is not None], options.candidates)
+    sound, found, first = list[Crystal](), list[Crystal](), 0
+    while len(found) < options.candidates and first < options.draws:
+        groups = draw_spacegroups(law, ROUND, seed=seed, first_index=first)
+        tokens = sample(loaded.model, groups, seed=seed, first_index=first, constraints=wish).tokens
+        crystals = to_crystals(tokens, primitive=True)
+        first += ROUND
+        passed = check(crystals, geometry, potential.elements) == 0
+        sound += [crystal for crystal, good in zip(crystals, passed, strict=True) if good and crystal is not None]
+        found = different(sound, options.candidates)
     place = target.spacegroup - 1
     notes = {
         "p_group": float(f"{law[place]:.3g}"),
         "p_group_training": float(f"{asked.shares[place]:.3g}"),
         "effective": round(asked.effective, 1),
+        "drawn": first,
         "sound": len(sound),
         "different": len(found),
         "rank_drawn": ranks(found, target.crystal, MatcherSettings()),
@@ -271,7 +277,7 @@ def lowered(attempts: Sequence[Attempt], potential: Potential, options: argparse
     started = move(owners, [crystal for attempt in attempts for crystal in attempt.candidates], options.first)
     mine = [sorted((one for one in started if one[0] == owner), key=lambda one: one[2]) for owner in range(len(cost))]
     best = [one for part in mine for one in part[: options.relaxed]]
-    ended = move([owner for owner, _, _ in best], [crystal for _, crystal, _ in best], STEPS)
+    ended = move([owner for owner, _, _ in best], [crystal for _, crystal, _ in best], options.steps)
     for owner, attempt in enumerate(attempts):
         first = sorted((one for one in ended if one[0] == owner), key=lambda one: one[2])
         ordered = first + mine[owner][options.relaxed :]
