@@ -214,3 +214,10 @@ def test_influences_have_the_errors_variance_and_cancel_what_two_laws_share():
     assert np.std(seen) == pytest.approx(np.mean(stated), rel=0.1)
     nothing = tilted.influence(np.zeros(3), np.full(3, np.nan), TAU)
     assert np.isnan(nothing).all()
+
+
+def test_influences_by_hand():
+    """Two of four draws pass: a draw that passes adds its own reward's excess and its share's, one that fails takes."""
+    reward, ratio, passed = np.array([1.0, 3.0, 9.0, 9.0]), np.zeros(4), np.array([True, True, False, False])
+    assert tilted.influence(reward, ratio, 0.5, passed).tolist() == [-1.5, 2.5, -0.5, -0.5]
+    assert tilted.influence(reward, np.array([2.0, 0, 0, 0]), 0.5, passed).tolist() == [-2.5, 3.5, -0.5, -0.5]
