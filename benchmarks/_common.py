@@ -1,4 +1,4 @@
-"""What every benchmark says beside its figures: the machine, its load, the versions. Prints JSON."""
+"""What benchmarks say alike: shares, and beside the figures the machine, its load, the versions. Prints JSON."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crystalforge.common.files import write_json
+from crystalforge.evaluation.metrics.statistics import wilson
 
 # Widest first: what decides the speed of matrix products on a processor.
 VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd")
@@ -46,3 +47,9 @@ def finish(result: Mapping[str, Any], out: Path | None = None, *, packages: Iter
     print(json.dumps(whole, indent=2))
     if out is not None:
         write_json(out, whole)
+
+
+def share(count: int, n: int) -> dict[str, float | int | None]:
+    """count of n with its Wilson interval, for JSON."""
+    found = wilson(count, n).as_dict()
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}

@@ -30,12 +30,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from _common import finish
+from _common import finish, share
 
 from crystalforge.crystal import Crystal
 from crystalforge.evaluation.judging.judge import match_all
 from crystalforge.evaluation.matching.reference import Reference
-from crystalforge.evaluation.metrics.statistics import wilson
 from crystalforge.evaluation.protocols import MatcherSettings
 from crystalforge.evaluation.validity import composition_valid, reduced_composition, structure_valid
 
@@ -180,9 +179,9 @@ def compared(
         facts = {"index": rows[row]["index"], "formula": rows[row]["formula"]}
         differ.append({**facts, "table": said[row], "anew": again[row], "theirs": other[row], "why": why})
     return {
-        "ours": share(said),
-        "ours, anew": share(again),
-        "theirs": share(other),
+        "ours": share(sum(said), len(said)),
+        "ours, anew": share(sum(again), len(again)),
+        "theirs": share(sum(other), len(other)),
         "differ": len(differ),
         "classes": dict(Counter(one["why"] for one in differ).most_common()),
         "which": differ,
@@ -231,12 +230,6 @@ def fits(first: Crystal, second: Crystal) -> bool:
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     return bool(StructureMatcher(**MatcherSettings().model_dump()).fit(first.to_structure(), second.to_structure()))
-
-
-def share(values: Sequence[bool]) -> dict[str, float | int | None]:
-    """With the Wilson interval."""
-    found = wilson(sum(values), len(values)).as_dict()
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
 
 
 if __name__ == "__main__":

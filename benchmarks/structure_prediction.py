@@ -35,14 +35,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import finish
+from _common import finish, share
 
 from crystalforge.common.seeds import derived
 from crystalforge.crystal import Crystal
 from crystalforge.crystal.convert import to_crystals
 from crystalforge.evaluation.judging.scoring import formula
 from crystalforge.evaluation.matching.matcher import Matcher, Reduced
-from crystalforge.evaluation.metrics.statistics import wilson
 from crystalforge.evaluation.protocols import PROTOCOLS, MatcherSettings
 from crystalforge.evaluation.validity import reduced_composition
 from crystalforge.model.checkpoint import LoadedModel, load_model
@@ -213,12 +212,12 @@ def predict(
 
 def drawn(target: Target, loaded: LoadedModel, potential: Potential, options: argparse.Namespace) -> Attempt:
     """Candidates as drawn, different from each other."""
-    began = _now()
+    began = time.process_time()
     wish = Constraints.model_validate({"composition": dict(_counts(target.crystal))})
     shares = np.asarray(loaded.info["spacegroup_weights"], dtype=np.float64)
     seed = derived(options.seed, target.formula)
     asked = pilot(loaded.model, shares, wish, seed=seed)
-    law, groups_done = asked.law if options.groups == "model" else asked.shares, _now()
+    law, groups_done = asked.law if options.groups == "model" else asked.shares, time.process_time()
     geometry = ScreenConfig().geometry.model_copy(update={"min_elements": 1})
     sound, found, first = list[Crystal](), list[Crystal](), 0
     while len(found) < options.candidates and first < options.draws:
@@ -238,7 +237,7 @@ def drawn(target: Target, loaded: LoadedModel, potential: Potential, options: ar
         "sound": len(sound),
         "different": len(found),
         "rank_drawn": ranks(found, target.crystal, MatcherSettings()),
-        "seconds": {"groups": round(groups_done - began, 2), "draw": round(_now() - groups_done, 2)},
+        "seconds": {"groups": round(groups_done - began, 2), "draw": round(time.process_time() - groups_done, 2)},
     }
     return Attempt(target, found, notes, [])
 
@@ -345,18 +344,13 @@ PARTS = ("groups", "draw", "relax")
 
 
 def _share(places: Sequence[int | None], among: int) -> dict[str, float | int | None]:
-    estimate = wilson(sum(place is not None and place <= among for place in places), len(places))
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in estimate.as_dict().items()}
+    return share(sum(place is not None and place <= among for place in places), len(places))
 
 
 def _counts(crystal: Crystal) -> list[tuple[str, int]]:
     from pymatgen.core.periodic_table import Element
 
     return [(Element.from_Z(z).symbol, count) for z, count in reduced_composition(crystal)]
-
-
-def _now() -> float:
-    return time.process_time()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Keys by which crystals are called alike: one for the reduced composition, one for the prototype.
 
 A key is a hash of 64 bits. Equal things have equal keys; that any two of ten million different ones share a key has a
-chance of three in a million.
+chance of three in a million. Where a key names a bucket, the matcher tells apart what shares one by chance; where keys
+are counted, such a pair counts as a repetition.
 
 Shapes: B crystals.
 """
@@ -34,11 +35,7 @@ def counts_of(composition: tuple[tuple[int, int], ...]) -> Int32[np.ndarray, "1 
 
 
 def composition_keys(counts: Int32[np.ndarray, "B 119"]) -> UInt64[np.ndarray, " B"]:
-    """64-bit hashes of reduced compositions; equal compositions have equal keys.
-
-    Two compositions that collide share a bucket, where the matcher then tells them apart: a hash can cost time, never
-    correctness.
-    """
+    """64-bit hashes of reduced compositions; equal compositions have equal keys."""
     divisor = np.maximum(np.gcd.reduce(counts, axis=1), 1)
     reduced = counts // divisor[:, None]
     element = np.arange(ATOM_TYPES, dtype=np.uint64) << np.uint64(32)

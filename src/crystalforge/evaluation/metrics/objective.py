@@ -10,7 +10,7 @@ Shapes: B rows of an evaluation's table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,13 +125,21 @@ def _paired(first: pa.Table, second: pa.Table, tau: float, *, filtered: bool) ->
     if is_repeated(first) or is_repeated(second) or not is_paired(first, second):
         return {}
     parts = [(rewards_of(t), log_ratio_of(t), passed_of(t) if filtered else None) for t in (first, second)]
-    over = {"objective": (1.0, tau)} | ({"mean_reward": (1.0, 0.0), "kl_to_base": (0.0, -1.0)} if filtered else {})
-    found = {}
-    for name, (weight, price) in over.items():
-        a, b = (tilted.objective(weight * reward, ratio, price, passed).value for reward, ratio, passed in parts)
-        u, v = (tilted.influence(weight * reward, ratio, price, passed) for reward, ratio, passed in parts)
-        found[name] = statistics.paired(b - a, u, v)
+    found = {"objective": _difference(parts, tau)}
+    if filtered:
+        # KL is L of nothing but a nat's price of -1; the mean reward that of nats which cost nothing.
+        found["kl_to_base"] = _difference([(np.zeros(len(reward)), *rest) for reward, *rest in parts], -1.0)
+        found["mean_reward"] = _difference(
+            [(reward, np.zeros(len(reward)), passed) for reward, _, passed in parts], 0.0
+        )
     return found
+
+
+def _difference(parts: Sequence[Any], tau: float) -> Estimate:
+    """L of the second less L of the first, each (reward, log-ratio, what passed or None), pair by pair."""
+    a, b = (tilted.objective(reward, ratio, tau, passed).value for reward, ratio, passed in parts)
+    u, v = (tilted.influence(reward, ratio, tau, passed) for reward, ratio, passed in parts)
+    return statistics.paired(b - a, u, v)
 
 
 def _plain(found: Mapping[str, Estimate]) -> dict[str, Any]:

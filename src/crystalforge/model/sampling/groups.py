@@ -21,7 +21,7 @@ from jaxtyping import Float64, Int64
 
 from crystalforge.common.errors import InputError
 from crystalforge.common.seeds import derived
-from crystalforge.model.constraints.automaton import automaton_from_json, plan
+from crystalforge.model.constraints.automaton import feasible_spacegroups
 from crystalforge.model.constraints.constraints import Constraints
 from crystalforge.model.network import CrystalFormer
 from crystalforge.model.sampling.sampler import sample
@@ -45,7 +45,7 @@ class Pilot:
     @property
     def probability(self) -> Float64[np.ndarray, " 230"]:
         """p(g | demands); sums to 1."""
-        found = self.shares * self._mean()
+        found = np.bincount(self.spacegroup - 1, weights=self._worth(), minlength=230)
         return found / found.sum()
 
     @property
@@ -57,18 +57,14 @@ class Pilot:
     @property
     def effective(self) -> float:
         """Draws that would say as much if all weighed the same: (sum w)^2 / sum w^2 over all groups."""
-        count = np.bincount(self.spacegroup - 1, minlength=230)
-        weight = self._weights() * (self.shares / np.maximum(count, 1))[self.spacegroup - 1]
-        return float(weight.sum() ** 2 / (weight**2).sum())
+        worth = self._worth()
+        return float(worth.sum() ** 2 / (worth**2).sum())
 
-    def _weights(self) -> Float64[np.ndarray, " n"]:
-        return np.exp(self.log_weight - self.log_weight.max())
-
-    def _mean(self) -> Float64[np.ndarray, " 230"]:
-        """P(demands | g) in each group, up to one factor for all."""
+    def _worth(self) -> Float64[np.ndarray, " n"]:
+        """p(g) p / q of each draw over the draws of its group, up to one factor for all."""
         count = np.bincount(self.spacegroup - 1, minlength=230)
-        total = np.bincount(self.spacegroup - 1, weights=self._weights(), minlength=230)
-        return total / np.maximum(count, 1)
+        weight = np.exp(self.log_weight - self.log_weight.max())
+        return weight * (self.shares / np.maximum(count, 1))[self.spacegroup - 1]
 
 
 def pilot(
@@ -85,10 +81,8 @@ def pilot(
     The random numbers are not those of the crystals that are drawn with `seed` afterwards. Raises InputError when no
     group of positive share can meet the demands.
     """
-    slots = model.config.max_sites
-    plan(constraints, slots)  # says what is wrong with the demands themselves
-    possible = np.array([weight > 0 and _feasible(constraints, g, slots) for g, weight in enumerate(shares, start=1)])
-    kept = np.where(possible, shares, 0.0)
+    possible = feasible_spacegroups(constraints, slots=model.config.max_sites)
+    kept = np.where(np.isin(np.arange(1, 231), possible), shares, 0.0)
     if not kept.sum() > 0:
         raise InputError("no space group of the training set can meet the constraints", remedy="widen them")
     kept = kept / kept.sum()
@@ -106,11 +100,3 @@ def spacegroup_law(
     if constraints is None:
         return shares
     return pilot(model, shares, constraints, seed=seed).law
-
-
-def _feasible(constraints: Constraints, group: int, slots: int) -> bool:
-    try:
-        automaton_from_json(constraints.model_dump_json(), group, slots)
-    except InputError:
-        return False
-    return True
