@@ -71,7 +71,15 @@ class ScreenConfig(_Record):
     relaxer: PotentialConfig = Field(default_factory=CHGNetConfig, description="what moves cell and atoms")
     fmax: float = Field(default=0.05, gt=0, description="eV/Å at which a relaxation ends")
     steps: int = Field(default=200, ge=1, description="steps of a relaxation at most")
-    keep_symmetry: bool = Field(default=False, description="relax within the space group")
+    keep_symmetry: bool = Field(
+        default=False, description="relax within the space group; what falls when shaken stays as it is and says so"
+    )
+    shake: float = Field(
+        default=0.03,
+        ge=0,
+        description="Å by which atoms, and the like of it the cell, are moved at random once a crystal near the hull "
+        "is at rest, before it is relaxed again without symmetry: it may have been a saddle; 0: not",
+    )
     promising: float = Field(
         default=0.4, description="eV/atom of E_hull as generated up to which the first judge lets a crystal be relaxed"
     )

@@ -21,10 +21,9 @@ from typing import Any
 
 from crystalforge.crystal import Crystal
 from crystalforge.evaluation.matching.reference import Reference
-from crystalforge.evaluation.ranking.flags import Evidence, Flag, flags_of
 from crystalforge.rewards.guards import check
 from crystalforge.rewards.protocol import Status
-from crystalforge.screening.candidates import AFTER, DRAW, OTHERS, RELAX, SCORE, Candidate, Round, relaxed_crystal
+from crystalforge.screening.candidates import Candidate, Round, Step, flags_against, relaxed_crystal
 from crystalforge.screening.config import ScreenConfig
 from crystalforge.screening.jobs import WISH, crystal_of, plain
 from crystalforge.screening.known import Seen, moved, volume_change
@@ -55,9 +54,10 @@ class Funnel:
         self._folder, self._config, self._pool, self._hull = folder, config, pool, hull
         self._generated = Seen(reference, config.matcher)
         self._relaxed = Seen(reference, config.matcher)
+        self._shaken = Seen(reference, config.matcher)
         self._rounds: dict[int, Round] = {}
         self._admitted = self._settled = 0  # rounds whose crystals were sorted out; that are through
-        self._sorted_again = 0
+        self._sorted_again = self._sorted_shaken = 0
         self._on_progress = on_progress
         self._began = time.monotonic()
         self.counts: Counter[str] = Counter()
@@ -131,7 +131,7 @@ class Funnel:
             found = self._rounds[number] = Round(number)
             # Rounds are whole, even where the budget ends within one: their names must say what is in them.
             payload = {"first": number * self._config.round, "count": self._config.round}
-            self._ask(found, DRAW, f"draw-{number:05d}", "draw", payload)
+            self._ask(found, Step.DRAW, f"draw-{number:05d}", "draw", payload)
 
     def _ask(self, found: Round, step: int, name: str, kind: str, payload: dict[str, Any]) -> None:
         found.open_jobs.add(name)
@@ -149,22 +149,28 @@ class Funnel:
 
     def _advance(self, found: Round) -> None:
         """Take a round whose jobs are done to its next step, and whatever that sets free."""
-        if found.step == DRAW:
+        if found.step == Step.DRAW:
             found.drawn = self._read(f"draw-{found.number:05d}")
             while (one := self._rounds.get(self._admitted)) is not None and one.drawn is not None:
                 self._admitted += 1
                 self._admit(one)
-        elif found.step == SCORE:
+        elif found.step == Step.SCORE:
             self._select(found)
-        elif found.step == RELAX:
+        elif found.step == Step.RELAX:
             self._collect_relaxed(found)
-            found.step = AFTER
+            found.step = Step.AFTER
             self._sort_again()
-        elif found.step == AFTER:
-            self._select_again(found)
-        elif found.step == OTHERS:
+        elif found.step == Step.AFTER:
+            self._shake(found)
+        elif found.step == Step.SHAKE:
+            self._collect_shaken(found)
+            found.step = Step.AGAIN
+            self._sort_shaken()
+        elif found.step == Step.AGAIN:
+            self._ask_others(found)
+        elif found.step == Step.OTHERS:
             self._collect_others(found)
-            found.step += 1
+            found.step = Step.DONE
         self._settle()
 
     def _admit(self, found: Round) -> None:
@@ -186,7 +192,7 @@ class Funnel:
             found.counts["new"] += 1
             found.survivors.append(Candidate(row["index"], row["spacegroup"], row["log_prob"], crystal))
         found.drawn = None
-        found.step = SCORE
+        found.step = Step.SCORE
         judge = self._config.judge_names[0]
         self._in_pieces(found, f"before-{judge}", found.survivors, lambda c: c.generated, judge)
 
@@ -205,63 +211,96 @@ class Funnel:
             else:
                 kept.append(candidate)
         found.counts["promising"] += len(kept)
-        found.survivors, found.step = kept, RELAX
+        found.survivors, found.step = kept, Step.RELAX
         config = self._config
         settings = {"fmax": config.fmax, "steps": config.steps, "keep_symmetry": config.keep_symmetry}
         for number, piece in enumerate(_pieces(kept, self._config.piece)):
             payload = {"crystals": [plain(candidate.generated) for candidate in piece], **settings}
-            self._ask(found, RELAX, f"relax-{found.number:05d}-{number:03d}", "relax", payload)
+            self._ask(found, Step.RELAX, f"relax-{found.number:05d}-{number:03d}", "relax", payload)
         if not kept:
             self._advance(found)
 
     def _collect_relaxed(self, found: Round) -> None:
-        for number, piece in enumerate(_pieces(found.survivors, self._config.piece)):
-            said = self._read(f"relax-{found.number:05d}-{number:03d}")
-            found.seconds["relax"] += said["seconds"]
-            found.calls["relax"] += len(piece)
-            for candidate, crystal, converged, steps in zip(
-                piece, said["crystals"], said["converged"], said["steps"], strict=True
-            ):
-                candidate.relaxed = None if crystal is None else crystal_of(crystal)
-                candidate.converged, candidate.steps = converged, steps
+        for candidate, *where in self._moved(found, "relax", _pieces(found.survivors, self._config.piece)):
+            candidate.rest(*where)
+
+    def _moved(self, found: Round, what: str, pieces: Sequence[Sequence[Candidate]]) -> Iterable[tuple[Any, ...]]:
+        """Candidates, and where they came to rest: crystal, energy, converged, steps."""
+        for number, piece in enumerate(pieces):
+            said = self._read(f"{what}-{found.number:05d}-{number:03d}")
+            found.seconds[what] += said["seconds"]
+            found.calls[what] += len(piece)
+            crystals = [None if crystal is None else crystal_of(crystal) for crystal in said["crystals"]]
+            yield from zip(piece, crystals, said["energy"], said["converged"], said["steps"], strict=True)
 
     def _sort_again(self) -> None:
         """In the order of the rounds: relaxed crystals that are unsound, known, or came before."""
-        while (one := self._rounds.get(self._sorted_again)) is not None and one.step == AFTER:
+        while (one := self._rounds.get(self._sorted_again)) is not None and one.step is Step.AFTER:
             self._sorted_again += 1
-            status = check([candidate.relaxed for candidate in one.survivors], self._config.geometry, None)
-            kept = []
-            for candidate, code in zip(one.survivors, status, strict=True):
-                crystal = candidate.relaxed
-                if crystal is None or code != Status.OK:
-                    one.counts["fell: relaxed to nothing sound"] += 1
-                    continue
-                one.counts["relaxed"] += 1
-                verdict = self._relaxed.verdict(crystal)
-                if verdict != "new":
-                    one.counts[f"fell: relaxed, {verdict}"] += 1
-                    continue
-                candidate.rmsd = moved(self._config.matcher, candidate.generated, crystal)
-                candidate.volume_change = volume_change(candidate.generated, crystal)
-                kept.append(candidate)
-            one.counts["different"] += len(kept)
-            one.survivors = kept
+            asked = len(one.survivors)
+            one.survivors = self._different(one, self._relaxed, "relaxed")
+            one.counts["relaxed"] += asked - one.counts["fell: relaxed to nothing sound"]
+            one.counts["different"] += len(one.survivors)
             judge = self._config.judge_names[0]
-            self._in_pieces(one, f"after-{judge}", kept, relaxed_crystal, judge)
+            self._in_pieces(one, f"after-{judge}", one.survivors, relaxed_crystal, judge)
 
-    def _select_again(self, found: Round) -> None:
+    def _different(self, one: Round, seen: Seen, how: str) -> list[Candidate]:
+        status = check([candidate.relaxed for candidate in one.survivors], self._config.geometry, None)
+        kept = []
+        for candidate, code in zip(one.survivors, status, strict=True):
+            crystal = candidate.relaxed
+            if crystal is None or code != Status.OK:
+                one.counts[f"fell: {how} to nothing sound"] += 1
+                continue
+            verdict = seen.verdict(crystal)
+            if verdict != "new":
+                one.counts[f"fell: {how}, {verdict}"] += 1
+                continue
+            candidate.rmsd = moved(self._config.matcher, candidate.generated, crystal)
+            candidate.volume_change = volume_change(candidate.generated, crystal)
+            kept.append(candidate)
+        return kept
+
+    def _shake(self, found: Round) -> None:
+        """See whether what the first judge still believes in is in a minimum, where it came to rest at all."""
+        judge, config = self._config.judge_names[0], self._config
+        self._collect(found, f"after-{judge}", found.survivors, "after", judge)
+        found.survivors, found.step = self._below_limit(found, judge), Step.SHAKE
+        settings = {"shake": config.shake, "fmax": config.fmax, "steps": config.steps}
+        for number, piece in enumerate(self._to_shake(found)):
+            payload = {
+                "crystals": [plain(relaxed_crystal(candidate)) for candidate in piece],
+                "indices": [candidate.index for candidate in piece],
+            }
+            self._ask(found, Step.SHAKE, f"shake-{found.number:05d}-{number:03d}", "shake", payload | settings)
+        if not found.open_jobs:
+            self._advance(found)
+
+    def _to_shake(self, found: Round) -> list[Sequence[Candidate]]:
+        at_rest = [candidate for candidate in found.survivors if candidate.converged]
+        return _pieces(at_rest, self._config.piece) if self._config.shake else []
+
+    def _collect_shaken(self, found: Round) -> None:
+        for candidate, crystal, *where in self._moved(found, "shake", self._to_shake(found)):
+            if crystal is not None:
+                candidate.shaken(crystal, *where, held=self._config.keep_symmetry)
+            found.counts["saddles"] += bool(candidate.fall)
+
+    def _sort_shaken(self) -> None:
+        """In the order of the rounds: what fell to something unsound, known, or that came before."""
+        while (one := self._rounds.get(self._sorted_shaken)) is not None and one.step is Step.AGAIN:
+            self._sorted_shaken += 1
+            one.survivors = self._different(one, self._shaken, "shaken")
+            judge = self._config.judge_names[0]
+            self._in_pieces(one, f"again-{judge}", [c for c in one.survivors if c.fell()], relaxed_crystal, judge)
+
+    def _ask_others(self, found: Round) -> None:
         """Let the other judges see what the first one still believes in."""
         judge = self._config.judge_names[0]
-        self._collect(found, f"after-{judge}", found.survivors, "after", judge)
-        kept = []
-        for candidate in found.survivors:
-            energy = candidate.after[judge]["e_above_hull"]
-            if energy is None or energy > self._config.limit:
-                found.counts["fell: above the limit"] += 1
-            else:
-                kept.append(candidate)
+        self._collect(found, f"again-{judge}", [c for c in found.survivors if c.fell()], "after", judge)
+        kept = self._below_limit(found, judge)
         found.counts["believed by one"] += len(kept)
-        found.survivors, found.step = kept, OTHERS
+        found.survivors, found.step = kept, Step.OTHERS
         for other in self._config.judge_names[1:]:
             self._in_pieces(found, f"after-{other}", kept, relaxed_crystal, other, empty=False)
             self._in_pieces(found, f"before-{other}", kept, lambda c: c.generated, other, empty=False)
@@ -269,6 +308,15 @@ class Funnel:
             self._in_pieces(found, "wish", kept, relaxed_crystal, WISH, empty=False)
         if not found.open_jobs:
             self._advance(found)
+
+    def _below_limit(self, found: Round, judge: str) -> list[Candidate]:
+        kept = []
+        for candidate in found.survivors:
+            if candidate.energies([judge])[judge] <= self._config.limit:
+                kept.append(candidate)
+            else:
+                found.counts["fell: above the limit"] += 1
+        return kept
 
     def _collect_others(self, found: Round) -> None:
         for other in self._config.judge_names[1:]:
@@ -279,25 +327,11 @@ class Funnel:
                 for candidate, value in zip(piece, said["reward"], strict=True):
                     candidate.property = value
         for candidate in found.survivors:
-            candidate.flags = self.flags(candidate)
-
-    def flags(self, candidate: Candidate) -> list[Flag]:
-        """What speaks against a candidate."""
-        crystal = relaxed_crystal(candidate)
-        return flags_of(
-            Evidence(
-                crystal,
-                candidate.energies(self._config.judge_names),
-                self._hull.around(crystal.numbers),
-                rmsd=candidate.rmsd,
-                volume_change=candidate.volume_change,
-                converged=candidate.converged,
-            )
-        )
+            candidate.flags = flags_against(candidate, self._config, self._hull)
 
     def _settle(self) -> None:
         """Count what rounds that are through have brought, in their order; stop at the first that brings enough."""
-        while (one := self._rounds.get(self._settled)) is not None and one.step > OTHERS:
+        while (one := self._rounds.get(self._settled)) is not None and one.step is Step.DONE:
             if self.fulfilled >= self._config.top:
                 return
             del self._rounds[self._settled]

@@ -99,7 +99,7 @@ class Workbench:
         } | {"status": said["status"]}
 
     def _relax(self, crystals: Sequence[Plain], fmax: float, steps: int, keep_symmetry: bool) -> Plain:
-        """Where the crystals come to rest; None where one does not."""
+        """Where the crystals come to rest, and with which energy (eV/atom); None where one does not."""
         from crystalforge.potentials.relax import relax
 
         potential = self._once("relaxer", self._relaxer)
@@ -109,9 +109,20 @@ class Workbench:
                 plain(crystal) if problem is None else None
                 for crystal, problem in zip(found.crystals, found.problems, strict=True)
             ],
+            "energy": [_finite(e / len(crystal)) for e, crystal in zip(found.energy, found.crystals, strict=True)],
             "converged": found.converged.tolist(),
             "steps": found.steps.tolist(),
         }
+
+    def _shake(self, crystals: Sequence[Plain], indices: Sequence[int], shake: float, fmax: float, steps: int) -> Plain:
+        """Where crystals come to rest that are moved a little, without any symmetry."""
+        from crystalforge.screening.shaking import shaken
+
+        moved = [
+            plain(shaken(crystal_of(crystal), shake, seed=self._seed, index=index))
+            for crystal, index in zip(crystals, indices, strict=True)
+        ]
+        return self._relax(moved, fmax, steps, keep_symmetry=False)
 
     # ---- what is loaded
 

@@ -43,7 +43,8 @@ STEPS = {
 
 EXPLAINED = """<p>Sound: no atoms too close, no absurd cell. New: neither known nor drawn before. Promising: near the
 hull by the first judge, as generated. Relaxed: still sound then. Different: from all others and all known once more.
-One judge, all judges: below the limit after relaxing. Percentages are of the step before.</p>"""
+One judge, all judges: below the limit after relaxing, and after being shaken at rest. Percentages are of the step
+before.</p>"""
 
 
 def write_report(
@@ -60,7 +61,7 @@ def write_report(
     )
     figures = {"figure-funnel": _funnel(summary["counts"])}
     blocks = [
-        ("funnel", "The funnel", EXPLAINED + _figure("figure-funnel") + _fallen(summary["counts"])),
+        ("funnel", "The funnel", EXPLAINED + _saddles(summary) + _figure("figure-funnel") + _fallen(summary["counts"])),
         ("crystals", "The best", '<ul class="gallery" id="gallery"></ul>'),
         ("candidates-list", "The list", _opinions(rows, config) + CANDIDATE_LIST),
         ("experiment", "How it was made", key_values(summary["experiment"])),
@@ -153,6 +154,14 @@ def _funnel(counts: Mapping[str, int]) -> Figure:
     )
     figure.update_yaxes(automargin=True)
     return style(figure, "", "", height=420)
+
+
+def _saddles(summary: Mapping[str, Any]) -> str:
+    shaken = summary.get("calls", {}).get("shake", 0)
+    if not shaken:
+        return ""
+    fell = summary["counts"].get("saddles", 0)
+    return f"<p>{fell:,} of {shaken:,} that had come to rest were on saddles: moved a little, they fell further.</p>"
 
 
 def _fallen(counts: Mapping[str, int]) -> str:

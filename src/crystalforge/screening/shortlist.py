@@ -4,9 +4,10 @@ Columns: rank (1 is the best), fulfils (whether it is what was asked for), formu
 crystal, drawn_spacegroup, n_atoms; for each judge `<name>_e_above_hull` and `<name>_energy_per_atom` of the relaxed
 crystal, with `_before` of the generated one (eV/atom, null where a judge has no answer or was not asked); worst and
 agreement, which the rank is made of; rmsd (Å, null where it became another structure), volume_change (relative),
-converged, steps; property, where one was wished for; flags; confirmed_by; nearest_id, nearest_formula, nearest_kind,
-nearest_distance; lineage (index, seed, model, key, log_prob); lattice, atomic_numbers, frac_coords of the relaxed
-primitive cell, and the same with `generated_` before the name.
+converged, steps; fall (eV/atom by which it fell when shaken at rest, 0 where it came back, null where it was not
+shaken; with `keep_symmetry` it is listed as it was before); property, where one was wished for; flags; confirmed_by;
+nearest_id, nearest_formula, nearest_kind, nearest_distance; lineage (index, seed, model, key, log_prob); lattice,
+atomic_numbers, frac_coords of the relaxed primitive cell, and the same with `generated_` before the name.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ def shortlist(
             "volume_change": one.volume_change,
             "converged": one.converged,
             "steps": one.steps,
+            "fall": one.fall,
             "property": one.property,
             "flags": [{"name": f.name, "level": f.level.name.lower(), "text": f.text} for f in one.flags],
             "nearest_id": None if relative is None else ids(_row(relative.row))[0],

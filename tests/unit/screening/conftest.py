@@ -52,7 +52,11 @@ class Rules:
     def score(self, judge: str, crystals: list) -> dict:
         numbers = [sum(value["numbers"]) for value in crystals]
         bias = {"one": 0.0, "two": 0.03, "three": 0.05, "wish": 0.0}[judge]
-        energy = [None if n % 13 == 0 else (n % 29) / 50 - 0.15 + bias for n in numbers]
+        fallen = [0.02 * (crystal_of(value).frac[1, 0] == 0.25) for value in crystals]
+        energy = [
+            None if n % 13 == 0 else (n % 29) / 50 - 0.15 + bias - lower
+            for n, lower in zip(numbers, fallen, strict=True)
+        ]
         return {"e_above_hull": energy, "energy_per_atom": energy, "reward": energy, "status": [0] * len(numbers)}
 
     def relax(self, crystals: list, fmax: float, steps: int, keep_symmetry: bool) -> dict:
@@ -60,8 +64,23 @@ class Rules:
         after = [Crystal(c.lattice * 1.01, c.numbers, c.frac) for c in moved]
         return {
             "crystals": [None if int(c.numbers.sum()) % 11 == 0 else plain(c) for c in after],
-            "converged": [True] * len(after),
+            "energy": [-4.0] * len(after),
+            "converged": [int(c.numbers.sum()) % 4 != 2 for c in after],
             "steps": [3] * len(after),
+        }
+
+    def shake(self, crystals: list, indices: list, shake: float, fmax: float, steps: int) -> dict:
+        """Every fifth falls, from rock salt to zincblende; the others end a little higher."""
+        before = [crystal_of(value) for value in crystals]
+        falls = [index % 5 == 1 for index in indices]
+        after = [
+            Crystal(c.lattice, c.numbers, c.frac / (2 if fall else 1)) for c, fall in zip(before, falls, strict=True)
+        ]
+        return {
+            "crystals": [plain(c) for c in after],
+            "energy": [-4.02 if fall else -3.999 for fall in falls],
+            "converged": [True] * len(after),
+            "steps": [2] * len(after),
         }
 
 

@@ -73,7 +73,8 @@ class Evidence:
 
     crystal: as it is offered, relaxed where it was. energies: E_hull in eV/atom by the judges' names, NaN where a
     judge has no answer. surroundings: the hull around it. rmsd: Å moved by relaxing, infinity where it has become
-    another structure; volume_change: relative; converged: whether the relaxation ended by itself.
+    another structure; volume_change: relative; converged: whether the relaxation ended by itself. fall: eV/atom by
+    which it fell when it was shaken at rest; held: it is offered as it was before.
     """
 
     crystal: Crystal
@@ -83,6 +84,8 @@ class Evidence:
     volume_change: float | None = None
     converged: bool | None = None
     neutral: bool | None = None
+    fall: float | None = None
+    held: bool = False
 
 
 def flags_of(evidence: Evidence) -> list[Flag]:
@@ -174,6 +177,12 @@ def _relaxation(evidence: Evidence) -> Iterable[Flag]:
         parts.append(far)
     if parts:
         yield Flag("moved", Level.WARNING, f"On relaxing, {' and '.join(parts)}.")
+    if evidence.fall and evidence.held:
+        text = f"Its symmetry holds it on a saddle: shaken, it falls by {evidence.fall:.3f} eV/atom."
+        yield Flag("saddle", Level.WARNING, text)
+    elif evidence.fall:
+        text = f"It first came to rest on a saddle; shaken, it fell by {evidence.fall:.3f} eV/atom."
+        yield Flag("saddle", Level.NOTE, text)
 
 
 def _electrons(evidence: Evidence) -> Iterable[Flag]:

@@ -66,6 +66,14 @@ def test_relaxation():
     assert levels(Evidence(salt(), converged=False))["not-converged"] is Level.WARNING
 
 
+def test_saddles():
+    assert "saddle" not in levels(Evidence(salt(), fall=0.0))
+    fallen, held = (flags_of(Evidence(salt(), fall=0.1234, held=held))[0] for held in (False, True))
+    assert (fallen.name, fallen.level) == ("saddle", Level.NOTE)
+    assert "fell by 0.123 eV/atom" in fallen.text
+    assert (held.name, held.level) == ("saddle", Level.WARNING)
+
+
 def test_charge_and_electrons():
     found = levels(Evidence(Crystal.of(4 * np.eye(3), [11, 17, 17], [[0, 0, 0], [0.5, 0.5, 0], [0, 0.5, 0.5]])))
     assert found["charge"] is Level.WARNING
