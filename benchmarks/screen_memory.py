@@ -2,9 +2,9 @@
 
 A screening by CHGNet that cannot end before `--crystals` are drawn. To come through in minutes it relaxes only what is
 below 0.05 eV/atom as generated, and two steps far: the memory of a relaxation depends on its largest piece, which the
-first rounds already see. Further options after `--`. Sampled every second: proportional set size (shared pages counted
-once) of the screening and of its workers. growth: MB for each 1,000 crystals drawn, a line through the second half of
-the samples. Prints JSON.
+first rounds already see. Other options after `--` take the place of these; `--out` keeps what the screening leaves.
+Sampled every second: proportional set size (shared pages counted once) of the screening and of its workers. growth: MB
+for each 1,000 crystals drawn, a line through the second half of the samples. Prints JSON.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--crystals", type=int, default=20_000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=86_400, help="what has been drawn by then has to do")
+    parser.add_argument("--out", type=Path, help="where the screening works; None: a temporary directory")
     parser.add_argument("rest", nargs="*", default=WISH, help="after --: options")
     arguments = parser.parse_args()
     size = ["--max-crystals", str(arguments.crystals), "-j", str(arguments.processes)]
@@ -41,7 +42,7 @@ def main() -> None:
     drawn = [0]
     samples: list[tuple[int, float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
+        out = arguments.out or Path(folder) / "out"
         process = subprocess.Popen(
             [*COMMAND, *arguments.rest, *size, "-o", str(out)],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,

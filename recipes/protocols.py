@@ -1,10 +1,10 @@
 """The figures of `recipes/protocols.yaml` as Markdown: each model by each protocol, by all judges and by each alone.
 
-    python recipes/protocols.py work/protocols
+    python recipes/protocols.py work/protocols [work/others]
 
-Reads work/protocols/crystals.parquet. Shares are of all crystals drawn, in %, brackets 95 %. By one judge alone S.U.N.
-is asked of the groups that were found for the whole set: a group counts when one of its members is stable by this
-judge and new.
+Reads work/protocols/crystals.parquet, and those of further evaluations, which may have hulls of other systems. Shares
+are of all crystals drawn, in %, brackets 95 %. By one judge alone S.U.N. is asked of the groups that were found for the
+whole set: a group counts when one of its members is stable by this judge and new.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ STABLE = 0.1  # eV/atom: mattergen's limit
 
 
 def main() -> None:
-    """Read the argument, print the table."""
+    """Read the arguments, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("evaluation", type=Path, help="output of `crystalforge evaluate -c recipes/protocols.yaml`")
-    whole = read_table(parser.parse_args().evaluation / TABLE)
-    headline = (whole.schema.metadata or {})[b"headline"].decode()
-    columns = {label: figures(part, headline) for label, part in by_label(whole).items()}
+    parser.add_argument(
+        "evaluations", type=Path, nargs="+", help="outputs of `crystalforge evaluate -c recipes/protocols.yaml`"
+    )
+    columns: dict[str, dict[str, str]] = {}
+    for evaluation in parser.parse_args().evaluations:
+        whole = read_table(evaluation / TABLE)
+        headline = (whole.schema.metadata or {})[b"headline"].decode()
+        columns |= {label: figures(part, headline) for label, part in by_label(whole).items()}
     print(f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for name in next(iter(columns.values())):
         print(f"| {name} | {' | '.join(column[name] for column in columns.values())} |")
@@ -51,6 +55,7 @@ def figures(table: pa.Table, headline: str) -> dict[str, str]:
         "valid": percent(share(valid)),
         "unique, relaxed": percent(distinct(column("group", LEMAT), column("group", LEMAT) >= 0)),
         "novel, relaxed": percent(share(column("novel", LEMAT))),
+        "valid structure, relaxed": percent(share(table.column("structure_valid").to_numpy())),
         "relaxation converged": percent(share(table.column("relaxed_converged").to_numpy())),
     }
     for protocol, what in ((LEMAT, "relaxed"), (DRAWN, "as drawn")):
