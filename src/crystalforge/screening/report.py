@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crystalforge.evaluation.judging.scoring import formula
-from crystalforge.evaluation.report.cif import symmetrised
 from crystalforge.evaluation.report.elements import ELEMENTS
 from crystalforge.evaluation.report.figures import INK, plotly, spacegroup_symbol, style
 from crystalforge.evaluation.report.text import key_values, signed
@@ -21,7 +20,7 @@ from crystalforge.evaluation.report.write import CANDIDATE_LIST, page
 from crystalforge.evaluation.validity import composition_valid, reduced_composition
 from crystalforge.screening.candidates import Candidate
 from crystalforge.screening.config import ScreenConfig
-from crystalforge.screening.shortlist import confirmed_by
+from crystalforge.screening.shortlist import confirmed_by, conventional
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,7 +87,7 @@ def write_report(
 def _record(one: Candidate, row: Mapping[str, Any], config: ScreenConfig) -> dict[str, Any]:
     crystal = one.relaxed
     assert crystal is not None
-    group, cell, cif = symmetrised(crystal)
+    group, cell, cif = conventional(one)
     name = formula(dict(reduced_composition(crystal)))
     energies = one.energies([*config.judge_names, *config.confirm_names])
     believed = [judge for judge in config.judge_names if energies[judge] <= config.limit]

@@ -17,6 +17,10 @@ from crystalforge.crystal import Crystal
 FALL = 2e-3
 """eV/atom that count as a fall: relaxations that end at forces of 0.05 eV/Å agree that well."""
 
+SYMPREC = 0.1
+"""Å within which the symmetry of a crystal that fell is looked for: forces alone made it symmetric, and those that a
+relaxation leaves are worth some hundredths of an Å."""
+
 
 def shaken(crystal: Crystal, amplitude: float, *, seed: int, index: int) -> Crystal:
     """The crystal with all atoms and its cell moved at random; what comes depends on seed and `index` alone.

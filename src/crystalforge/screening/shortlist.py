@@ -24,12 +24,13 @@ from crystalforge.crystal import Crystal
 from crystalforge.evaluation.judging.scoring import formula
 from crystalforge.evaluation.matching.reference import Reference
 from crystalforge.evaluation.ranking.ranking import best_first
-from crystalforge.evaluation.report.cif import symmetrised
+from crystalforge.evaluation.report.cif import SYMPREC, symmetrised
 from crystalforge.evaluation.report.figures import spacegroup_symbol
 from crystalforge.evaluation.validity import reduced_composition
-from crystalforge.screening.candidates import Candidate
+from crystalforge.screening.candidates import Candidate, relaxed_crystal
 from crystalforge.screening.config import ScreenConfig
 from crystalforge.screening.known import nearest
+from crystalforge.screening.shaking import SYMPREC as LOOSE
 
 FLAGS = pa.list_(pa.struct([("name", pa.string()), ("level", pa.string()), ("text", pa.string())]))
 
@@ -39,6 +40,11 @@ def ranked(candidates: Sequence[Candidate], config: ScreenConfig) -> list[Candid
     ordered = sorted(candidates, key=lambda candidate: candidate.index)
     order = best_first([candidate.standing(config) for candidate in ordered], config.limit)
     return [ordered[position] for position in order[: config.top]]
+
+
+def conventional(one: Candidate) -> tuple[int, Crystal, str]:
+    """Space-group number, conventional cell and CIF text of a candidate as it is listed."""
+    return symmetrised(relaxed_crystal(one), LOOSE if one.fell() else SYMPREC)
 
 
 def confirmed_by(candidate: Candidate, config: ScreenConfig) -> list[str]:
@@ -57,7 +63,7 @@ def shortlist(
     ids = reference.ids
     rows = []
     for rank, (one, crystal, relative) in enumerate(zip(best, crystals, relatives, strict=True), start=1):
-        group = symmetrised(crystal)[0]
+        group = conventional(one)[0]
         standing = one.standing(config)
         row: dict[str, Any] = {
             "rank": rank,
@@ -108,7 +114,7 @@ def write_cifs(folder: Path, best: Sequence[Candidate]) -> None:
     with atomic_directory(folder) as temporary:
         for rank, one in enumerate(best, start=1):
             assert one.relaxed is not None
-            group, _, text = symmetrised(one.relaxed)
+            group, _, text = conventional(one)
             name = formula(dict(reduced_composition(one.relaxed)))
             (temporary / f"{rank:03d}-{name}-{group}.cif").write_text(text)
 

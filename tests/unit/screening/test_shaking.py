@@ -11,9 +11,10 @@ import pytest
 from crystalforge.crystal import Crystal
 from crystalforge.evaluation.matching.reference import Reference
 from crystalforge.potentials.base import Prediction
+from crystalforge.screening.candidates import Candidate
 from crystalforge.screening.jobs import Workbench, crystal_of, plain
 from crystalforge.screening.shaking import shaken
-from crystalforge.screening.shortlist import shortlist
+from crystalforge.screening.shortlist import conventional, shortlist
 from tests.unit.screening.conftest import Rules, config_of, crystal_number
 
 BODY_CENTRED = Crystal.of(np.eye(3) * 4, [55, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -126,6 +127,21 @@ def test_the_lower_end_is_kept_judged_and_told(make_funnel):
     assert funnel.calls["shake"] == len(fallen) + len(back) + fallen_out(funnel)
     table = shortlist(fallen[:1] + back[:1] + restless[:1], config, Reference.from_crystals([], []), {"seed": 0})
     assert table.column("fall").to_pylist() == [pytest.approx(0.02), 0.0, None]
+
+
+def test_the_symmetry_of_what_fell_is_looked_for_within_what_forces_leave():
+    """Zincblende, as a relaxation from random places leaves it."""
+    group, cell, text = conventional(candidate(fall=0.05))
+    assert (group, len(cell)) == (216, 8)
+    assert "_symmetry_Int_Tables_number 216" in text
+    assert conventional(candidate(fall=0.0))[0] == 1
+    assert conventional(candidate(fall=0.05, held=True))[0] == 1
+
+
+def candidate(**settings) -> Candidate:
+    exact = crystal_number(0)
+    rough = shaken(Crystal(exact.lattice, exact.numbers, exact.frac / 2), 0.01, seed=0, index=0)
+    return Candidate(0, 225, 0.0, exact, rough, **settings)
 
 
 def fallen_out(funnel) -> int:

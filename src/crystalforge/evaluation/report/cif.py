@@ -14,16 +14,16 @@ SYMPREC = 0.01  # Å; the tokeniser's own
 SAME_SITE = 1e-3  # fractional; images of one site under the symmetry agree far better than this after idealisation
 
 
-def symmetrised(crystal: Crystal) -> tuple[int, Crystal, str]:
+def symmetrised(crystal: Crystal, symprec: float = SYMPREC) -> tuple[int, Crystal, str]:
     """Space-group number, conventional cell and CIF text.
 
-    Where no symmetry is found within SYMPREC the cell is the crystal's own, in P1.
+    Where no symmetry is found within `symprec` (Å) the cell is the crystal's own, in P1.
     """
     import spglib
 
     cell: Any = (crystal.lattice, crystal.frac, crystal.numbers)
     try:
-        found = spglib.get_symmetry_dataset(cell, symprec=SYMPREC)
+        found = spglib.get_symmetry_dataset(cell, symprec=symprec)
     except spglib.SpglibError:  # a broken or overlapping cell
         found = None
     if found is None:
