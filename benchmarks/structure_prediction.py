@@ -98,6 +98,9 @@ def main() -> None:
     parser.add_argument("--fmax", type=float, default=0.1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so many (clock)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the table of the documentation; -n 0: nothing new"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     targets = chosen(read(options.table), options.n, options.seed, read_formulas(options.trained_on))
@@ -113,7 +116,10 @@ def main() -> None:
             with options.out.open("a") as out:
                 out.writelines(json.dumps(line) + "\n" for line in lines)
             done += lines
-    finish({"model": str(options.model), "seed": options.seed, **summary(done)}, packages=("torch", "pymatgen"))
+    if options.markdown:
+        print(markdown(done))
+    else:
+        finish({"model": str(options.model), "seed": options.seed, **summary(done)}, packages=("torch", "pymatgen"))
 
 
 # ---- compositions
@@ -338,6 +344,27 @@ def _figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             **{part: round(float(np.mean([line["seconds"][part] for line in lines])), 2) for part in PARTS},
         },
     }
+
+
+def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The figures as a table: all compositions, those seen in training or not, and by atoms in the primitive cell."""
+    sizes = {f"{low} to {high} atoms": (low, high) for low, high in ((1, 6), (7, 12), (13, 20))}
+    parts = {name: [line for line in lines if low <= line["atoms"] <= high] for name, (low, high) in sizes.items()}
+    columns = summary(lines) | {name: _figures(part) for name, part in parts.items() if part}
+    rows = {"compositions": [str(one["compositions"]) for one in columns.values()]}
+    for name in ("found", "found, wide", "found as drawn"):
+        for k in FIRST:
+            rows[f"{name}: first {k}"] = [_percent(one[name][f"first {k}"]) for one in columns.values()]
+    rows["candidates listed"] = [f"{one['candidates']:.1f}" for one in columns.values()]
+    rows["first candidate below the known structure"] = [str(one["below"]) for one in columns.values()]
+    for name in ("mean", "median"):
+        rows[f"CPU seconds, {name}"] = [f"{one['cpu_seconds'][name]:.1f}" for one in columns.values()]
+    head = f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}"
+    return "\n".join([head, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())])
+
+
+def _percent(found: Mapping[str, Any]) -> str:
+    return f"{100 * found['value']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
 
 PARTS = ("groups", "draw", "relax")

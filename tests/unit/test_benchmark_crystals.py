@@ -117,6 +117,17 @@ def test_shares_are_of_the_first_so_many(prediction):
     assert found["all"]["cpu_seconds"]["mean"] == 6.0
 
 
+def test_the_table_has_the_figures_by_size_too(prediction):
+    lines = [line(1, seen=True), line(7, seen=False), line(None, seen=False) | {"atoms": 13}]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in prediction.markdown(lines).splitlines()]
+    table = {name: dict(zip(rows[0][1:], cells, strict=True)) for name, *cells in rows[2:]}
+    counts = {"all": "3", "formula not in training": "2", "formula in training": "1"}
+    assert table["compositions"] == counts | {"1 to 6 atoms": "2", "13 to 20 atoms": "1"}
+    assert table["found: first 10"]["1 to 6 atoms"].startswith("100.0 [")
+    assert table["found: first 1"]["all"] == "33.3 [6.2, 79.2]"
+    assert table["found: first 50"]["13 to 20 atoms"].startswith("0.0 [")
+
+
 def test_a_line_that_a_kill_cut_short_is_done_again(prediction, tmp_path):
     file = tmp_path / "lines.jsonl"
     assert prediction.read_lines(file) == []
