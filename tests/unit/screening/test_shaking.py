@@ -64,6 +64,11 @@ def test_a_relaxation_ends_on_a_saddle_and_a_shaken_one_does_not(keep_symmetry):
     assert np.linalg.norm(away) == pytest.approx(0.1**0.5, rel=0.05)
 
 
+def test_no_symmetry_holds_what_was_shaken_by_less_than_symmetry_is_looked_for():
+    payload = {"crystals": [plain(BODY_CENTRED)], "indices": [3], "shake": 0.002, "fmax": 1e-3, "steps": 200}
+    assert bench(-1.0).do("shake", payload)["energy"][0] == pytest.approx(-HEIGHT, rel=1e-2)
+
+
 def test_from_a_minimum_it_comes_back():
     found = shake(1.0, 3)
     assert found["energy"][0] == pytest.approx(0, abs=1e-4)
