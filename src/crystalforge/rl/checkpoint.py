@@ -38,7 +38,8 @@ class RunState:
 
     step: steps done; optimizer_steps: of the engine, which its moving average goes by. next_index: number of the next
     crystal. scored: crystals scored by the training reward. seconds: by phase, over all sessions. monitor: the
-    monitor's own memory. attained: what is known of L(base) and L*, see `health.Attained`.
+    monitor's own memory. attained: what is known of L(base) and L*, see `health.Attained`. next_unscored: number of the
+    next crystal that nobody scores, see `waves`. spacegroups: memory of `spacegroups.SpacegroupShares`.
     """
 
     step: int = 0
@@ -50,6 +51,8 @@ class RunState:
     seconds: dict[str, float] = field(default_factory=dict)
     monitor: dict[str, Any] = field(default_factory=dict)
     attained: dict[str, Any] = field(default_factory=dict)
+    next_unscored: int = 0
+    spacegroups: dict[str, Any] = field(default_factory=dict)
 
     def spend(self, **seconds: float) -> None:
         """Count time by phase."""

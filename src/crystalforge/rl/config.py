@@ -90,6 +90,25 @@ class DriftConfig(BaseModel):
         return max(self.compositions, self.structures, self.coverage) > 0
 
 
+class SurrogateConfig(BaseModel):
+    """How much is learned from crystals that nobody scored; see `crystalforge.rl.waves`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    waves: int = Field(default=10, ge=0, description="how often a step draws unscored crystals and learns from them")
+    batch_size: int = Field(
+        default=2048, ge=2, description="crystals drawn a wave, those that the guards refuse included"
+    )
+    minibatch: int = Field(default=256, ge=2, description="crystals an optimiser step, roughly")
+    spacegroup_rate: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="how far, at each wave, the shares in which space groups are asked for go towards what is best for "
+        "the policy as it is; 0: they stay those of the base, as in the paper",
+    )
+
+
 class FinetuneConfig(BaseModel):
     """How to fine-tune a model against a reward.
 
@@ -128,6 +147,11 @@ class FinetuneConfig(BaseModel):
         default=-0.5,
         description="BALANCE: rewards below this are learned as this: how bad the bad ones are need not be known; "
         "null: as they are",
+    )
+    surrogate: SurrogateConfig | None = Field(
+        default=None,
+        description="BALANCE with filter: learn from unscored crystals too, by a guess of the reward that is fitted to "
+        "the scored ones; `kept`, `refused` and `minibatches` then say nothing; null: from scored ones alone",
     )
     average: float = Field(
         default=0.0,
@@ -207,6 +231,14 @@ class FinetuneConfig(BaseModel):
             raise ValueError(f"{self.algorithm} learns from crystals as drawn: relax is for sft")
         if self.drift.active and self.algorithm == "sft":
             raise ValueError("sft learns from what is kept, whatever it is worth: drift is for the others")
+        if self.surrogate is not None and not (self.algorithm == "balance" and self.filter):
+            raise ValueError(
+                "surrogate is for algorithm balance with filter: true, whose guards sort out what is guessed"
+            )
+        if self.surrogate is not None and self.drift.active:
+            raise ValueError(
+                "what nobody scored is worth what the surrogate guesses: drift is for scored crystals alone"
+            )
         if self.grouped and self.filter:
             raise ValueError(f"{self.algorithm} compares whole groups of crystals: filter would tear them apart")
         if self.grouped and self.batch_size % self.group_size:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 
 from crystalforge.model.likelihood import LogProb
 from crystalforge.rewards import tilted
@@ -97,10 +97,10 @@ def objective_health(
 def rollout_health(
     scored: Scored,
     log_prob: LogProb,
-    log_prob_base: Float[torch.Tensor, " B"],
+    log_ratio: Float64[np.ndarray, " B"],
     is_known: IsKnown | None,
 ) -> dict[str, float]:
-    """Metrics of a batch before it is learned from.
+    """Metrics of a batch before it is learned from. log_ratio: ln(p/p_base) of each crystal, nats.
 
     kl/base: mean of ln(p/p_base) in nats per
     crystal, with its spread over crystals. entropy/<factor>: mean of -ln p of that factor, in nats per crystal.
@@ -108,9 +108,8 @@ def rollout_health(
     """
     scores = scored.scores
     now = log_prob.total.double().cpu().numpy()
-    ratio = now - log_prob_base.double().cpu().numpy()
-    finite = np.isfinite(ratio)
-    ratio = ratio[finite]
+    finite = np.isfinite(log_ratio)
+    ratio = log_ratio[finite]
     metrics = {
         "reward/mean": float(scores.values.mean()),
         "reward/std": float(scores.values.std()),

@@ -155,7 +155,7 @@ def roll_out(
     if known is not None:
         return Rollout(known, time.perf_counter() - began, 0.0)
     if screen is None:
-        tokens, log_prob = _drawn(model, source, first_index, count, ranks)
+        tokens, log_prob = drawn_by_all(model, source, first_index, count, ranks)
         at = time.perf_counter()
         scores = score_together(reward, tokens, ranks, unit=source.group_size)
     else:
@@ -170,7 +170,7 @@ def roll_out(
     return Rollout(scored, at - began, time.perf_counter() - at)
 
 
-def _drawn(
+def drawn_by_all(
     model: CrystalFormer, source: Source, first_index: int, count: int, ranks: Ranks
 ) -> tuple[Tokens, Float64[np.ndarray, " B"]]:
     """Crystals first_index, ..., each rank drawing its share."""
@@ -196,7 +196,7 @@ def _drawn_until(
                 source="finetune.filter",
                 remedy="look at the guards (reward.guards) and at the base model, or set finetune.filter=false",
             )
-        tokens, log_prob = _drawn(model, source, first_index + drawn, piece, ranks)
+        tokens, log_prob = drawn_by_all(model, source, first_index + drawn, piece, ranks)
         own = share_of(ranks, piece)
         mine = to_crystals(tokens[own.start : own.stop], primitive=True)
         status = np.concatenate(ranks.gather(screen(mine)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,21 @@ from jaxtyping import Float64
 from crystalforge.common.files import write_json
 from crystalforge.model.checkpoint import load_model, save_model
 from crystalforge.model.network import CrystalFormer
+from crystalforge.model.sampling.shares import TILT, tilt_of
 from crystalforge.rewards.protocol import Reward
 from crystalforge.rl import checkpoint, journal, record
 from crystalforge.rl.checkpoint import RunState
 from crystalforge.rl.config import FinetuneConfig
 from crystalforge.rl.health import Attained, objective_health, rollout_health, update_health
 from crystalforge.rl.journal import Scored
-from crystalforge.rl.learning import Learner, Seen
+from crystalforge.rl.learning import Learner, Seen, learning_rate
 from crystalforge.rl.monitor import IsKnown, Monitor, conclusion, keeps_best
 from crystalforge.rl.pareto import ParetoSet
 from crystalforge.rl.record import FinetuneResult
 from crystalforge.rl.rollout import Screen, Source, roll_out, score_together
+from crystalforge.rl.spacegroups import SpacegroupShares
 from crystalforge.rl.supervised import Pool, Relaxer
+from crystalforge.rl.waves import Waves
 from crystalforge.training.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -58,7 +61,20 @@ class Run:
         self.monitor = Monitor(self.config.monitor, self.config.tau, self.state.monitor)
         self.pareto = ParetoSet(self.config.pareto, self.out) if self.config.pareto else None
         pool = Pool(self.config, self.out, self.reward, self.relaxer)
+        self.shares = SpacegroupShares.of(self.source.weights, self.state.spacegroups)
         self.learner = Learner(self.config, self.out, self.seed, self.engine, self.frozen, pool)
+        self.waves = None
+        if self.config.surrogate is not None:
+            assert self.screen is not None, "checked before a run is made"
+            self.waves = Waves(
+                self.config,
+                self.config.surrogate,
+                self.out / "samples",
+                self.source,
+                self.screen,
+                self.engine,
+                self.frozen,
+            )
         self.attained = Attained.of(self.state.attained)
 
     def exhausted(self) -> str | None:
@@ -77,7 +93,7 @@ class Run:
         config, state = self.config, self.state
         rollout = roll_out(
             self.policy,
-            self.source,
+            self.source if self.waves is None else replace(self.source, weights=self.shares.shares),
             self.reward,
             step=state.step,
             first_index=state.next_index,
@@ -90,15 +106,20 @@ class Run:
         at = time.perf_counter()
         seen = self.learner.see(state.step, scored)
         measured = time.perf_counter()
-        metrics = rollout_health(scored, seen.log_prob, seen.evidence.log_prob_base, self.is_known)
-        metrics |= objective_health(config, scored, _log_ratio(seen), self.attained)
+        ratio = self._log_ratio(scored, seen)
+        metrics = rollout_health(scored, seen.log_prob, ratio, self.is_known)
+        metrics |= objective_health(config, scored, ratio, self.attained)
         if self.pareto is not None:
             pareto = self.pareto
             metrics |= self.ranks.by_first(lambda: pareto.add(state.step, scored))
-        stopped = self._look(scored, seen, metrics)
+        stopped = self._look(scored, seen, ratio, metrics)
         looked = time.perf_counter()
         if stopped is None:
-            metrics |= update_health(self.learner.learn(state, scored, seen, metrics))
+            if self.waves is None:
+                metrics |= update_health(self.learner.learn(state, scored, seen, metrics))
+            else:
+                rate = learning_rate(config, state.step)
+                metrics |= update_health(self.waves.learn(state, scored, self.shares, rate, metrics))
             state.step += 1
             state.next_index += len(scored)
             state.scored += int((~scored.scores.refused).sum()) if config.filter else len(scored)
@@ -121,6 +142,7 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint of this instant."""
         self.state.monitor, self.state.attained = self.monitor.memory(), self.attained.memory()
+        self.state.spacegroups = self.shares.memory()
         checkpoint.save(self.out / "checkpoints", self.engine, self.state, keep=self.config.keep_checkpoints)
 
     def finish(self, identity: dict[str, Any], stopped: str | None, metrics: dict[str, float]) -> FinetuneResult:
@@ -135,11 +157,16 @@ class Run:
     def _write_result(
         self, identity: dict[str, Any], stopped: str | None, metrics: dict[str, float], distrusted: bool
     ) -> FinetuneResult:
-        policy = self._delivered()
+        policy, info = self._delivered(), self._info()
         if distrusted:
             place = self.out / ("best" if keeps_best(stopped or "") else "good")
-            policy = load_model(place).model if place.exists() else self.frozen
-        info = self._info() | {"stopped": stopped, "identity": identity}
+            earlier = load_model(place) if place.exists() else None
+            policy = self.frozen if earlier is None else earlier.model
+            shares = SpacegroupShares(self.source.weights)
+            if earlier is not None:
+                shares.tilt = tilt_of(earlier.info)
+            info |= _asking(shares)
+        info |= {"stopped": stopped, "identity": identity}
         save_model(self.out / "model", policy, info=info)
         judged_by = None if self.held_out is None else str(self.held_out.version)
         looks = conclusion(record.rows(self.out / record.METRICS), stopped, held_out=judged_by)
@@ -152,11 +179,7 @@ class Run:
 
     def _info(self) -> dict[str, Any]:
         """What a model says of itself: space groups are asked of it as they were asked of it here."""
-        return {
-            "kind": "finetune",
-            "steps": self.state.step,
-            "spacegroup_weights": self.source.weights.tolist(),
-        }
+        return {"kind": "finetune", "steps": self.state.step} | _asking(self.shares)
 
     def _delivered(self) -> CrystalFormer:
         """The policy as it would be handed over now: with the weights' moving average, where one is kept."""
@@ -166,7 +189,14 @@ class Run:
         averaged.load_state_dict(self.engine.averaged_state())
         return averaged.eval()
 
-    def _look(self, scored: Scored, seen: Seen, metrics: dict[str, float]) -> str | None:
+    def _log_ratio(self, scored: Scored, seen: Seen) -> Float64[np.ndarray, " B"]:
+        """ln(p/p_base) of a step's crystals, nats, the choice of the space group included."""
+        given = (seen.evidence.log_prob - seen.evidence.log_prob_base).double().cpu().numpy()
+        return given + self.shares.log_ratio(scored.tokens.spacegroup.astype(np.int64))
+
+    def _look(
+        self, scored: Scored, seen: Seen, log_ratio: Float64[np.ndarray, " B"], metrics: dict[str, float]
+    ) -> str | None:
         """Monitor when it is due: add to the metrics, keep a good policy, or say why to stop."""
         step = self.state.step
         if not self.monitor.due(step):
@@ -180,7 +210,7 @@ class Run:
                 if self.ranks.leads:
                     journal.write_scores(path, scored.index, judged)
             self.state.held_out_scored += len(judged)
-        verdict = self.monitor.look(scored, judged, seen.log_prob, _log_ratio(seen))
+        verdict = self.monitor.look(scored, judged, seen.log_prob, log_ratio)
         metrics |= verdict.metrics
         if verdict.reasons:
             reason = f"monitor at step {step}: " + "; ".join(verdict.reasons)
@@ -195,6 +225,7 @@ class Run:
         return None
 
 
-def _log_ratio(seen: Seen) -> Float64[np.ndarray, " B"]:
-    """ln(p/p_base) of a step's crystals, nats."""
-    return (seen.evidence.log_prob - seen.evidence.log_prob_base).double().cpu().numpy()
+def _asking(shares: SpacegroupShares) -> dict[str, Any]:
+    """What a model says of the space groups that it is asked for; the tilt only where there is one."""
+    asking = {"spacegroup_weights": shares.shares.tolist()}
+    return asking | ({TILT: shares.tilt.tolist()} if shares.tilt.any() else {})

@@ -13,7 +13,7 @@ from crystalforge.common.errors import InputError
 from crystalforge.common.files import sha256_file, sha256_json, write_json
 from crystalforge.common.seeds import derived
 from crystalforge.stages.base import RECORD, Stage, read_record, reward_lineage
-from crystalforge.stages.models import spacegroup_weights, training_fingerprints
+from crystalforge.stages.models import asked_shares, spacegroup_weights, training_fingerprints
 
 if TYPE_CHECKING:
     import numpy as np
@@ -201,6 +201,7 @@ def _source(config: Config, entry: Entry, first: Entry, weights: Float64[np.ndar
         model=entry.model,
         base=None if first.samples else first.model,
         spacegroup_weights=weights,
+        asked=None if entry is first else asked_shares(entry.model, weights),
         samples=config.evaluate.samples,
         seed=seed,
         law=config.evaluate.law,

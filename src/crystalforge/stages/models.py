@@ -48,6 +48,13 @@ def find_model(path: Path) -> Path:
     return inner if (inner / CONFIG).is_file() else _there(path)
 
 
+def asked_shares(model: Path, weights: Float64[np.ndarray, " 230"]) -> Float64[np.ndarray, " 230"]:
+    """In which shares the model in `model` asks for space groups where its base asks for them by `weights`."""
+    from crystalforge.model.sampling.shares import tilt_of, tilted_shares
+
+    return tilted_shares(weights, tilt_of(json.loads((model / CONFIG).read_text()).get("info", {})))
+
+
 def spacegroup_weights(model: Path, data: Path) -> Float64[np.ndarray, " 230"]:
     """How often each space group occurred where the base model in directory `model` learned.
 

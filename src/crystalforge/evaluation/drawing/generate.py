@@ -27,7 +27,9 @@ class ModelSource:
     that had to be valid with an unbiased estimate of their normaliser, see `sampling.valid`), so that their mean excess
     over the base model's estimates the KL divergence of that law.
 
-    spacegroup_weights: relative frequency of the 230 space groups, normally the training set's. base: directory of
+    spacegroup_weights: relative frequency of the 230 space groups, normally the training set's. asked: the
+    frequencies in which the model itself asks for them, where it has learned others; that choice is then a part of
+    log_prob (up to the constant of `spacegroup_weights`, in which both are the same). base: directory of
     the model against which the KL divergence is estimated; the model itself if None. Sample i of a seed is the same
     whatever the chunks are. Two models with the same seed get the same space groups and random numbers: a comparison
     that treats them as independent is then on the safe side.
@@ -42,6 +44,7 @@ class ModelSource:
         samples: int,
         seed: int,
         base: Path | None = None,
+        asked: Float64[np.ndarray, " 230"] | None = None,
         law: SamplingConfig | None = None,
         device: str = "cpu",
     ) -> None:
@@ -50,6 +53,7 @@ class ModelSource:
 
         self.label, self.seed, self._samples = label, seed, samples
         self._weights, self._law, self._device = spacegroup_weights, law or SamplingConfig(), device
+        self._asked = spacegroup_weights if asked is None else asked
         self._model = load_model(model, device=device).model
         self._base = None if base is None or base == model else load_model(base, device=device).model
 
@@ -68,7 +72,7 @@ class ModelSource:
             {
                 "model": self.model_hash,
                 "base": None if self._base is None else weights_hash(self._base),
-                "weights": self._weights.tolist(),
+                "weights": self._asked.tolist(),
                 **self._law.model_dump(mode="json"),
             }
         )
@@ -79,8 +83,9 @@ class ModelSource:
     def draw(self, first: int, count: int) -> SampleSet:
         """Samples first .. first + count - 1; the same for the same arguments."""
         from crystalforge.model.sampling.sampler import draw_spacegroups, sample
+        from crystalforge.model.sampling.shares import log_ratio
 
-        groups = draw_spacegroups(self._weights, count, seed=self.seed, first_index=first)
+        groups = draw_spacegroups(self._asked, count, seed=self.seed, first_index=first)
         drawn = sample(
             self._model,
             groups,
@@ -97,7 +102,7 @@ class ModelSource:
             drawn.tokens,
             seed=self.seed,
             first_index=first,
-            log_prob=drawn.total_log_prob_drawn - drawn.log_share,
+            log_prob=drawn.total_log_prob_drawn - drawn.log_share + log_ratio(self._weights, self._asked, groups),
             log_prob_base=base,
             draws=None if self._law.valid is None else drawn.draws,
         )

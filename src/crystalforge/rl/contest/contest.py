@@ -22,6 +22,7 @@ from jaxtyping import Float64
 from crystalforge.common.seeds import derived
 from crystalforge.model.batch import TokenBatch
 from crystalforge.model.checkpoint import load_model
+from crystalforge.model.sampling.shares import log_ratio, tilt_of, tilted_shares
 from crystalforge.rewards import tilted
 from crystalforge.rewards.protocol import Reward
 from crystalforge.rl import journal
@@ -176,9 +177,10 @@ def _judge_model(
     stopped: str | None = None,
 ) -> Outcome:
     """Fresh crystals from a model, scored in steps that are journalled."""
-    model, base = load_model(model_dir).model, load_model(ground.base).model
-    weights = weights_within(ground.weights, tuning.spacegroups, tuning.constraints)
-    source = Source(weights, derived(seed, "judge"), tuning.constraints)
+    loaded, base = load_model(model_dir), load_model(ground.base).model
+    model, weights = loaded.model, weights_within(ground.weights, tuning.spacegroups, tuning.constraints)
+    shares = weights if kind == "base" else tilted_shares(weights, tilt_of(loaded.info))
+    source = Source(shares, derived(seed, "judge"), tuning.constraints)
     folder = ground.out / f"{label}-seed{seed}" / "judged"
     parts = []
     for step, first in enumerate(range(0, config.judged, STEP)):
@@ -189,7 +191,7 @@ def _judge_model(
     batch = TokenBatch.from_tokens(drawn.tokens)
     plan = make_plan(drawn.tokens.n_sites, np.arange(len(drawn)), piece_tokens=PIECE_TOKENS)
     now, before = (measure(m, batch, plan, as_in_update=False).total.double().numpy() for m in (model, base))
-    ratio = now - before
+    ratio = now - before + log_ratio(weights, shares, drawn.tokens.spacegroup.astype(np.int64))
     reward = drawn.scores.values
     return _outcome(
         ground,
