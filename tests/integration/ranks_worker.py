@@ -1,9 +1,10 @@
 """Jobs of several processes under torchrun, killed and taken up again: ranks_worker.py KIND SOURCE OUT.
 
-KIND is pretrain (on the token store SOURCE), ppo or balance (of the model SOURCE). OUT/whole is never disturbed;
-`killed` dies ten times by SIGKILL, of one rank or of the whole job, between which two of its checkpoints are damaged;
-`fewer` goes on alone from where two were killed; `more` goes on with two from where one stopped. torchrun's own agent
-starts the ranks; it forks them, which saves importing torch for each. Prints a record of each kill as a line of JSON.
+KIND is pretrain (on the token store SOURCE), ppo, balance or surrogate (of the model SOURCE). OUT/whole is never
+disturbed; `killed` dies ten times by SIGKILL, of one rank or of the whole job, between which two of its checkpoints
+are damaged; `fewer` goes on alone from where two were killed; `more` goes on with two from where one stopped.
+torchrun's own agent starts the ranks; it forks them, which saves importing torch for each. Prints a record of each
+kill as a line of JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from crystalforge.training.pretrain import pretrain
 from crystalforge.training.ranks import Ranks, open_ranks
 
 KILLS = 10
-STEPS = {"pretrain": 28, "ppo": 14, "balance": 14}
+STEPS = {"pretrain": 28, "ppo": 14, "balance": 14, "surrogate": 10}
 MODEL = ModelConfig(
     layers=1, heads=2, head_size=4, width=8, embedding=4, first_wyckoff_hidden=8, dropout=0.0, attention_dropout=0.0
 )
@@ -46,7 +47,12 @@ WORTH = dict.fromkeys(range(5, 25), 1.0)
 OWN: dict[str, dict[str, Any]] = {
     "ppo": {},
     "balance": {"learning_rate": 1e-3, "filter": True, "kept": 12, "average": 0.8, "fade": 0.5},
-}
+    # And with what nobody scored: from the third step on there are enough judged crystals to guess from.
+    "surrogate": {
+        "algorithm": "balance", "batch_size": 20, "learning_rate": 1e-3, "filter": True, "fade": 0.5,
+        "surrogate": {"waves": 2, "batch_size": 25, "minibatch": 15},
+    },
+}  # fmt: skip
 
 
 def train(store: Path, out: Path, steps: int, ranks: Ranks) -> None:
@@ -64,7 +70,8 @@ def tune(algorithm: str, base: Path, out: Path, steps: int, ranks: Ranks) -> Non
     weights[[220, 224, 226]] = 1.0
     common = {"batch_size": 16, "learning_rate": 5e-3, "minibatches": 2, "checkpoint_every": 2, "piece_tokens": 200}
     monitor = MonitorConfig(every=4)
-    config = FinetuneConfig(algorithm=algorithm, steps=steps, monitor=monitor, **common | OWN[algorithm])  # type: ignore
+    own = {"algorithm": algorithm, "steps": steps, "monitor": monitor} | OWN[algorithm]
+    config = FinetuneConfig.model_validate(common | own)
     judge = ElementReward(WORTH, name="other")
     reward = ElementReward(WORTH)
     finetune(config, base, reward, weights, out, seed=3, held_out=judge, screen=ElementScreen(110), ranks=ranks)

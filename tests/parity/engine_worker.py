@@ -4,9 +4,9 @@ STORE BASE OUT.
 Ranks are forked, which saves importing DeepSpeed three times. The first rank of each job leaves OUT/ranks-N.json: for
 each engine, stage and accumulation the losses and gradient norms of STEPS steps, and the final weights. Half way,
 every state goes through a snapshot into a new engine; runs named `from-...` take up the half-way snapshot of another
-engine, or of another number of ranks. PPO and balance tune the model BASE likewise, for TUNING_STEPS steps, in runs
-named `changed` from torch to another engine and back; all learn from the crystals that torch drew, for rounding may
-send a draw elsewhere.
+engine, or of another number of ranks. PPO, balance and balance with a surrogate tune the model BASE
+likewise, for TUNING_STEPS steps, in runs named `changed` from torch to another engine and back; all learn from the
+crystals that torch drew, for rounding may send a draw elsewhere.
 """
 
 from __future__ import annotations
@@ -64,7 +64,11 @@ TUNING: dict[str, dict[str, Any]] = {
     "ppo": COMMON | {"algorithm": "ppo"},
     "balance": COMMON
     | {"algorithm": "balance", "gradient_clip": 13.0, "filter": True, "kept": 8, "average": 0.9, "fade": 0.5},
-}
+    # Its unscored crystals each engine draws for itself.
+    "surrogate": COMMON
+    | {"algorithm": "balance", "gradient_clip": 13.0, "filter": True, "batch_size": 30, "fade": 0.5,
+       "surrogate": {"waves": 2, "batch_size": 24, "minibatch": 16}},
+}  # fmt: skip
 
 
 class Course:

@@ -1,8 +1,9 @@
-"""Twenty steps of pre-training, of PPO and of balance with small models, in float64: golden_worker.py OUT [--faults].
+"""Twenty steps of pre-training, PPO, balance and balance with a surrogate, of small models in float64:
+golden_worker.py OUT [--faults].
 
-Leaves OUT/pretrain.json, OUT/ppo.json, OUT/balance.json: some metrics of every step, and of each tensor of the model
-that comes out its norm and its projection on a fixed wave. With --faults also OUT/faults.json: for each small fault
-that is planted, the metrics of the first FAULT_STEPS steps.
+Leaves OUT/pretrain.json, OUT/ppo.json, OUT/balance.json, OUT/surrogate.json: some metrics of every step,
+and of each tensor of the model that comes out its norm and its projection on a fixed wave. With --faults also
+OUT/faults.json: for each small fault that is planted, the metrics of the first FAULT_STEPS steps.
 
 The stored trajectories are renewed on purpose by `python tests/parity/golden_worker.py tests/parity/golden`.
 """
@@ -64,6 +65,12 @@ TUNING: dict[str, dict[str, Any]] = {
         "algorithm": "balance", "filter": True, "fade": 0.3, "average": 0.9, "gradient_clip": 15.0, "kept": 12,
         "refused": 0.25, "lowest": -0.5,
     },
+    "surrogate": COMMON
+    | {
+        "algorithm": "balance", "filter": True, "fade": 0.3, "gradient_clip": 15.0, "lowest": -0.5, "batch_size": 26,
+        "learning_rate": 2e-3,
+        "surrogate": {"waves": 2, "batch_size": 40, "minibatch": 20, "spacegroup_rate": 0.3},
+    },
 }  # fmt: skip
 KINDS = ("pretrain", *TUNING)
 METRICS = {
@@ -73,6 +80,9 @@ METRICS = {
             "entropy/coords", "entropy/lattice", "update/loss", "gradient/norm", "kl/step", "ratio/largest"),
 }  # fmt: skip
 METRICS["balance"] = (*METRICS["ppo"], "filtered/share", "filtered/objective", "lesson/kept")
+METRICS["surrogate"] = (
+    *METRICS["ppo"], "filtered/share", "filtered/objective", "surrogate/error", "surrogate/known", "spacegroups/kl",
+)  # fmt: skip
 
 
 def trained(folder: Path, steps: int, change: dict[str, Any]) -> Path:
@@ -89,7 +99,7 @@ def trained(folder: Path, steps: int, change: dict[str, Any]) -> Path:
 
 
 def tuned(kind: str, folder: Path, steps: int, change: dict[str, Any]) -> Path:
-    """PPO or balance, on a reward that costs nothing."""
+    """Reinforcement, on a reward that costs nothing."""
     torch.manual_seed(0)
     save_model(folder / "base", CrystalFormer(MODEL), info={})
     weights = np.zeros(230)
@@ -146,6 +156,8 @@ FAULTS: tuple[Fault, ...] = (
     ("balance", "learning rate 2 % off", {"learning_rate": 1.02 * 1e-3}, nullcontext),
     ("balance", "price of the KL 1 % off", {"tau": 0.101}, nullcontext),
     ("balance", "rate fades to 0.29 rather than 0.3", {"fade": 0.29}, nullcontext),
+    ("surrogate", "learning rate 2 % off", {"learning_rate": 1.02 * 2e-3}, nullcontext),
+    ("surrogate", "price of the KL 1 % off", {"tau": 0.101}, nullcontext),
     ("balance", "no gradient through the letters", {}, lambda: without_gradient("wyckoff")),
 )
 

@@ -1,8 +1,8 @@
 """DeepSpeed against plain PyTorch: the same batches, the same losses, gradients and weights.
 
 Every ZeRO stage, with and without gradient accumulation, on one and on two processes, clipping, decay, warm-up and
-weight average included; half way each state goes to the disk and into a new engine. PPO and balance make the same steps
-too, from the same crystals. Only on CPUs, over gloo.
+weight average included; half way each state goes to the disk and into a new engine. PPO, balance and
+balance with a surrogate make the same steps too, from the same crystals. Only on CPUs, over gloo.
 """
 
 from __future__ import annotations
@@ -118,13 +118,13 @@ def test_bfloat16_means_the_same_to_both(courses: dict[int, dict[str, Course]], 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("engine", ["torch", "zero0", "zero1", "zero2", "zero1-changed", "zero2-changed"])
-@pytest.mark.parametrize("algorithm", ["ppo", "balance"])
+@pytest.mark.parametrize("algorithm", ["ppo", "balance", "surrogate"])
 def test_tuning_is_the_same_under_every_engine(
     courses: dict[int, dict[str, Course]], algorithm: str, engine: str, ranks: int
 ) -> None:
     course, oracle = courses[ranks][f"{algorithm}-{engine}"], courses[1][f"{algorithm}-torch"]
     assert len(course["loss"]) == 4
-    clip = {"ppo": 1, "balance": 13}[algorithm]
+    clip = {"ppo": 1, "balance": 13, "surrogate": 13}[algorithm]
     assert oracle["norm"].max() > clip > oracle["norm"].min(), "the clip takes part"
     np.testing.assert_allclose(course["loss"], oracle["loss"], rtol=TUNING_TOLERANCE, atol=TUNING_TOLERANCE)
     np.testing.assert_allclose(course["norm"], oracle["norm"], rtol=TUNING_TOLERANCE)

@@ -1,4 +1,5 @@
-"""Twenty steps of pre-training, PPO and balance go where the stored ones went, so that a slow regression is seen.
+"""Twenty steps of pre-training, PPO, balance and balance with a surrogate go where the stored ones went, so that a slow
+regression is seen.
 
 Everything is computed in float64 (`golden_worker.py`), the sampler included: there a draw falls to the other side of a
 bound, which would send the run elsewhere, with a probability of 1e-10 or so a run, where in float32 it would on one
@@ -20,8 +21,8 @@ import pytest
 
 WORKER = Path(__file__).with_name("golden_worker.py")
 GOLDEN = Path(__file__).with_name("golden")
-KINDS = ("pretrain", "ppo", "balance")
-# 20 s of one core, for sixty steps and the faults' three each; on a machine full of other work more.
+KINDS = ("pretrain", "ppo", "balance", "surrogate")
+# 20 s of one core, for eighty steps and the faults' three each; on a machine full of other work more.
 pytestmark = pytest.mark.timeout(1200)
 
 # Of |difference| / (1 + |value|), which is 0 on one machine. With other vector instructions (one EPYC, AVX2 and fused
@@ -82,11 +83,14 @@ def test_what_is_stored_is_a_run_that_learns(kind: str) -> None:
         assert metrics["reward/mean"][-5:].mean() > metrics["reward/mean"][:5].mean() + 0.1
         assert metrics["kl/base"][0] == pytest.approx(0, abs=1e-9)
         assert metrics["kl/base"][-1] > 0.3
-        clip = {"ppo": 2, "balance": 15}[kind]
+        clip = {"ppo": 2, "balance": 15, "surrogate": 15}[kind]
         assert metrics["gradient/norm"].max() > clip > metrics["gradient/norm"].min(), "the clip takes part"
     if kind == "balance":
         assert 0 < metrics["filtered/share"].min() < 1
         assert metrics["lesson/kept"].tolist() == [0] + 19 * [12]
+    if kind == "surrogate":
+        assert metrics["surrogate/known"].tolist() == [26 * step for step in range(1, 21)]
+        assert metrics["spacegroups/kl"][-1] > 0.01
 
 
 def test_a_small_fault_is_far_outside_the_tolerance(now: Path) -> None:

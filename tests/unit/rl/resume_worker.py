@@ -1,5 +1,6 @@
 """Runs the same fine-tuning twice, once undisturbed and once killed again and again:
-resume_worker.py BASE OUT STEPS ALGORITHM. The algorithm `balance` draws against a filter too.
+resume_worker.py BASE OUT STEPS KIND. KIND is an algorithm, or surrogate: `balance` that learns from unscored crystals
+too. `balance` draws against a filter.
 
 Each session is a process of its own (forked, which saves importing torch every time) and dies by SIGKILL. Leaves
 OUT/whole and OUT/killed; prints the number of kills.
@@ -25,6 +26,12 @@ from crystalforge.rl.finetune import finetune
 from crystalforge.rl.testing import ElementReward, ElementScreen
 
 WORTH = dict.fromkeys(range(5, 25), 1.0)
+MORE = {
+    "balance": {"filter": True, "kept": 20, "average": 0.9},
+    "surrogate": {
+        "algorithm": "balance", "filter": True, "batch_size": 30, "surrogate": {"waves": 2, "batch_size": 30}
+    },
+}  # fmt: skip
 PAUSE = 0.02  # seconds inside the reward, to spread the instants of death
 
 
@@ -51,9 +58,8 @@ def session(base: Path, out: Path, steps: int, algorithm: str) -> int:
     weights = np.zeros(230)
     weights[[220, 224, 226]] = 1.0
     common = {"steps": steps, "batch_size": 20, "learning_rate": 5e-3, "minibatches": 2, "checkpoint_every": 3}
-    more = {"filter": True, "kept": 20, "average": 0.9} if algorithm == "balance" else {}
     config = FinetuneConfig.model_validate(
-        common | more | {"algorithm": algorithm, "monitor": MonitorConfig(every=4)},
+        common | {"algorithm": algorithm, "monitor": MonitorConfig(every=4)} | MORE.get(algorithm, {}),
     )
     try:
         reward, held_out = Logged(out / "scored.log"), ElementReward(WORTH, name="other")

@@ -22,7 +22,7 @@ def trajectory(out: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if "seconds" not in name} for line in lines]
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "balance"])
+@pytest.mark.parametrize("algorithm", ["ppo", "balance", "surrogate"])
 def test_sigkill_at_random_instants_changes_nothing(tmp_path, base, algorithm):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     worker = subprocess.run(

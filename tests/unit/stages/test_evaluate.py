@@ -123,3 +123,31 @@ def test_mistakes_are_named(trained: Path, tmp_path: Path) -> None:
         evaluate(configured(), trained / "data", None, None, tmp_path / "c", samples=[("x", tmp_path / "no")])
     with pytest.raises(InputError, match="name=path"):
         named_paths(["just-a-path"], "--model")
+
+
+def test_what_a_model_learned_of_space_groups_is_in_its_divergence(trained: Path, tmp_path: Path) -> None:
+    """The base's weights with other shares: the groups drawn are others, and KL is that of the shares."""
+    import numpy as np
+
+    from crystalforge.model.checkpoint import load_model, save_model
+
+    loaded = load_model(trained / "base" / "model")
+    tilt = np.zeros(230)
+    tilt[224] = 3.0  # rock salts and their kin
+    save_model(tmp_path / "model", loaded.model, info=loaded.info | {"spacegroup_tilt": tilt.tolist()})
+    evaluate(
+        configured(evaluate=SECTIONS["evaluate"] | {"samples": 200, "coverage": None}), trained / "data",
+        trained / "base", None, tmp_path / "out", models=[("tilted", tmp_path / "model")],
+    )  # fmt: skip
+    table = pq.read_table(tmp_path / "out" / "crystals.parquet").to_pandas()
+    base, tilted = (table[table.label == name] for name in ("base", "tilted"))
+    assert (tilted.spacegroup == 225).mean() > 2 * (base.spacegroup == 225).mean()
+    ratio = tilted.log_prob - tilted.log_prob_base
+    for _, same in ratio.groupby(tilted.spacegroup == 225):
+        assert np.ptp(same) < 1e-3  # rounding of float32
+    assert ratio[tilted.spacegroup == 225].mean() - ratio[tilted.spacegroup != 225].mean() == pytest.approx(
+        3.0, abs=1e-3
+    )
+    assert ratio.mean() > 0.1
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["models"]["tilted"]["metrics"]["kl_to_base"]["value"] == pytest.approx(ratio.mean(), abs=1e-6)

@@ -19,7 +19,14 @@ from crystalforge.model.checkpoint import load_model, save_model
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import CrystalFormer
 from crystalforge.model.sampling.sampler import sample
-from crystalforge.stages.models import find_base, find_model, shipped, spacegroup_weights, training_fingerprints
+from crystalforge.stages.models import (
+    asked_shares,
+    find_base,
+    find_model,
+    shipped,
+    spacegroup_weights,
+    training_fingerprints,
+)
 from crystalforge.tools.crystals import sample as sample_to_files
 
 LARGEST = 20 * 2**20  # bytes of a shipped model: it travels with every checkout
@@ -111,3 +118,17 @@ def test_a_remembered_crystal_is_known_to_a_reference_and_changes_its_identity(t
     assert knowing.remembers(tokens)[0]
     assert knowing.digest != empty.digest
     assert not empty.remembers(tokens).any()
+
+
+def test_a_model_that_learned_which_groups_to_ask_for_says_so(tmp_path: Path) -> None:
+    weights, tilt = np.zeros(230), np.zeros(230)
+    weights[[0, 1, 224]] = [2.0, 1.0, 1.0]
+    tilt[[0, 224]] = [-1.0, 0.5]
+    model = CrystalFormer(ModelConfig(layers=1, heads=1, head_size=8, width=16, embedding=8))
+    save_model(tmp_path / "plain", model, info={})
+    save_model(tmp_path / "tilted", model, info={"spacegroup_tilt": tilt.tolist()})
+    assert asked_shares(tmp_path / "plain", weights) is weights
+    expected = np.array([2 * np.exp(-1.0), 1.0, np.exp(0.5)])
+    found = asked_shares(tmp_path / "tilted", weights)
+    np.testing.assert_allclose(found[[0, 1, 224]], expected / expected.sum(), atol=1e-12)
+    assert np.flatnonzero(found).tolist() == [0, 1, 224]

@@ -89,3 +89,19 @@ def test_crystals_that_had_to_be_valid_say_what_it_took_and_their_law_knows_it(d
     assert np.allclose(drawn.log_prob_base, unconstrained, atol=ROUNDING)
     assert (drawn.log_prob - drawn.log_prob_base)[~same].min() > 1 - ROUNDING
     assert all(structure_valid(crystal)[1] >= 0.1 for crystal in drawn.crystals)
+
+
+def test_a_model_that_asks_for_other_groups_pays_for_it_in_its_law(directories):
+    """The same weights as the base: all of the divergence is that of the groups."""
+    weights, asked = np.zeros(230), np.zeros(230)
+    weights[[220, 224]], asked[[220, 224]] = [0.5, 0.5], [0.2, 0.8]
+    settings = {"samples": 2000, "seed": 3}
+    tilted = ModelSource("tuned", directories / "base", weights, asked=asked, **settings)
+    drawn = tilted.draw(0, 24)
+    groups = np.asarray(drawn.tokens.spacegroup)
+    expected = np.where(groups == 225, np.log(0.8 / 0.5), np.log(0.2 / 0.5))
+    assert np.allclose(drawn.log_prob - drawn.log_prob_base, expected, atol=1e-9)
+    assert set(groups.tolist()) == {221, 225}
+    plain = ModelSource("tuned", directories / "base", weights, **settings)
+    assert plain.identity() != tilted.identity()
+    assert (plain.draw(0, 24).log_prob == plain.draw(0, 24).log_prob_base).all()
