@@ -35,12 +35,23 @@ class ContestConfig(BaseModel):
         default_factory=dict, description="what an algorithm needs to have otherwise than section `finetune` says"
     )
 
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="further learners, by the name under which they stand in the table: what each has otherwise than "
+        "section `finetune` says, such as {surrogate: {algorithm: balance, filter: true, surrogate: {}}}",
+    )
+
     @model_validator(mode="after")
     def _distinct(self) -> ContestConfig:
         for name in ("algorithms", "searches", "seeds", "taus"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} names something twice: {list(values)}")
+        for name in self.variants:
+            if name in (*self.algorithms, *self.searches, "base"):
+                raise ValueError(f"variants: {name} takes part already, choose another name")
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"variants: {name!r} is to name a folder: letters, digits, - and _")
         if self.taus and not self.algorithms:
             raise ValueError("taus are for the first algorithm, and there is none")
         return self

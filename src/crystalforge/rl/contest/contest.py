@@ -160,6 +160,10 @@ def learners(config: ContestConfig, tuning: FinetuneConfig) -> list[tuple[str, F
             values["steps"] = config.scored // values["batch_size"]
             label = algorithm if tau == tuning.tau else f"{algorithm}-tau{tau!r}"
             found.append((label, FinetuneConfig.model_validate(values)))
+    for label, settings in config.variants.items():
+        values = tuning.model_dump() | settings | {"max_scored": config.scored}
+        values["steps"] = config.scored // values["batch_size"]
+        found.append((label, FinetuneConfig.model_validate(values)))
     return found
 
 

@@ -7,7 +7,7 @@ import pytest
 from crystalforge.rl.config import FinetuneConfig, MonitorConfig
 from crystalforge.rl.contest.config import ContestConfig
 from crystalforge.rl.contest.contest import Ground, contest, learners
-from crystalforge.rl.testing import ElementReward
+from crystalforge.rl.testing import ElementReward, ElementScreen
 
 TUNING = FinetuneConfig(
     batch_size=30, learning_rate=2e-2, tau=0.02, monitor=MonitorConfig(max_gap=None, min_unique=None, max_kl=None)
@@ -68,3 +68,22 @@ def test_the_rate_rises_to_its_value():
     rates = [learning_rate(config, step) for step in range(6)]
     assert rates == pytest.approx([0.25e-4, 0.5e-4, 0.75e-4, 1e-4, 1e-4, 1e-4])
     assert learning_rate(FinetuneConfig(learning_rate=1e-4), 0) == 1e-4
+
+
+def test_a_variant_takes_part_under_a_name_of_its_own(tmp_path, base, cubic, oxide_reward):
+    surrogate = {"waves": 2, "batch_size": 60, "minibatch": 30, "spacegroup_rate": 1.0}
+    config = ContestConfig(
+        algorithms=(), searches=(), seeds=(0,), scored=180, judged=400,
+        variants={"unscored": {"algorithm": "balance", "filter": True, "batch_size": 60, "surrogate": surrogate}},
+    )  # fmt: skip
+    ((label, settings),) = learners(config, TUNING)
+    assert (label, settings.steps, settings.learning_rate) == ("unscored", 3, 2e-2)
+    ground = Ground(base, oxide_reward, cubic, tmp_path, screen=ElementScreen())
+    first, tuned = contest(config, TUNING, ground)
+    assert (tuned.label, tuned.kind, tuned.scored) == ("unscored", "learner", 180)
+    assert tuned.reward > first.reward + 0.1
+    # What the groups cost is in the divergence: reward and L are of the law that was drawn from.
+    assert tuned.objective == pytest.approx(tuned.reward - TUNING.tau * (tuned.kl or 0), abs=1e-9)
+    for wrong in ("base", "ppo", "a/b"):
+        with pytest.raises(ValueError, match="variants"):
+            ContestConfig(variants={wrong: {}})
