@@ -1,11 +1,11 @@
 """What is the quick guess of a reward worth?   python benchmarks/surrogate.py RECIPE [--set section.key=value ...]
 
 Crystals of the recipe's base model that pass the guards are judged by its reward until there are the largest of
-`--known` and `--held-out` more. For each number of judged crystals: seconds to fit, share of the variance of the held-out
-rewards that the guess tells, and what the law p_base exp(guess/tau)/Z, behind the guards, attains of L* - L(base) by
-the held-out crystals' true rewards (importance weights; no policy is trained). Rewards below `--lowest` are taken as
-that for fitting and telling; the objective has them as they are. Prints JSON. Beside them: nothing guessed (the
-filter alone), and the reward itself (the optimum).
+`--known` and `--held-out` more. For each number of judged crystals: seconds to fit, share of the variance of the
+held-out rewards that the guess tells, and what the law p_base exp(guess/tau)/Z, behind the guards, attains of
+L* - L(base) by the held-out crystals' true rewards (importance weights; no policy is trained). Rewards below
+`--lowest` are taken as that for fitting and telling; the objective has them as they are. Prints JSON. Beside them:
+nothing guessed (the filter alone), and the reward itself (the optimum).
 """
 
 from __future__ import annotations

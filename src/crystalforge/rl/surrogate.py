@@ -15,6 +15,7 @@ Shapes: B crystals.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,9 @@ from crystalforge.crystal.tokens import Tokens
 
 FEWEST = 50  # judged crystals below which nothing is guessed
 TREES: dict[str, Any] = {
-    "max_iter": 300,
-    "learning_rate": 0.06,
-    "max_leaf_nodes": 31,
-    "min_samples_leaf": 15,
-    "l2_regularization": 1.0,
-}
+    "max_iter": 300, "learning_rate": 0.06, "max_leaf_nodes": 31, "min_samples_leaf": 15, "l2_regularization": 1.0,
+    "early_stopping": False, "random_state": 0,
+}  # fmt: skip
 
 
 def rows_of(tokens: Tokens, crystals: Sequence[Crystal | None] | None = None) -> Float32[np.ndarray, "B F"]:
@@ -48,6 +46,11 @@ class Surrogate:
     """Learns with `add` and `fit`, guesses with `guess`. The same data give the same trees, bit for bit."""
 
     def __init__(self) -> None:
+        try:  # before anything is paid for
+            from sklearn.ensemble import HistGradientBoostingRegressor
+        except ImportError as error:
+            raise missing_extra("scikit-learn", "training", error) from None
+        self._make = partial(HistGradientBoostingRegressor, **TREES)
         self._rows: list[Float32[np.ndarray, "B F"]] = []
         self._rewards: list[Float64[np.ndarray, " B"]] = []
         self._trees: Any = None
@@ -69,19 +72,13 @@ class Surrogate:
 
     def fit(self, lowest: float | None) -> None:
         """Learn from all that was added; rewards below `lowest` are learned as that. Nothing happens below `FEWEST`."""
-        try:
-            from sklearn.ensemble import HistGradientBoostingRegressor
-        except ImportError as error:
-            raise missing_extra("scikit-learn", "training", error) from None
         if len(self) < FEWEST:
             return
         rewards = np.concatenate(self._rewards)
         if lowest is not None:
             rewards = np.maximum(rewards, lowest)
         self._low, self._high = float(rewards.min()), float(rewards.max())
-        options: dict[str, Any] = TREES | {"early_stopping": False, "random_state": 0}
-        trees = HistGradientBoostingRegressor(**options)
-        self._trees = trees.fit(np.concatenate(self._rows), rewards)
+        self._trees = self._make().fit(np.concatenate(self._rows), rewards)
 
     def guess(self, rows: Float32[np.ndarray, "B F"]) -> Float64[np.ndarray, " B"]:
         """Rewards of crystals, between the least and the greatest that were judged."""

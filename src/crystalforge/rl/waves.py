@@ -65,7 +65,7 @@ class Waves:
         self._engine, self._frozen, self._ranks = engine, frozen, engine.ranks
         self._source = replace(source, seed=derived(source.seed, "waves"), group_size=1)
         self._device = next(engine.model.parameters()).device
-        self._surrogate: Surrogate | None = None
+        self._surrogate, self._read = Surrogate(), False
 
     def learn(
         self, state: RunState, scored: Scored, shares: SpacegroupShares, rate: float, metrics: dict[str, float]
@@ -145,12 +145,12 @@ class Waves:
     def _taught(self, step: int, scored: Scored, metrics: dict[str, float]) -> Surrogate:
         """The surrogate with this step's judged crystals, after it was asked what it takes them for."""
         surrogate = self._surrogate
-        if surrogate is None:
-            surrogate = Surrogate()
+        if not self._read:  # a new session begins with what earlier ones had judged
             for _, earlier in journal.steps(self._folder, before=step):
                 surrogate.add(*_judged(earlier))
             if step:
                 surrogate.fit(self._config.lowest)
+        self._read = True
         rows, reward = _judged(scored)
         if surrogate.ready:
             lowest = -np.inf if self._config.lowest is None else self._config.lowest
