@@ -37,7 +37,7 @@ from crystalforge.training.pretrain import pretrain
 from crystalforge.training.ranks import Ranks, open_ranks
 
 KILLS = 10
-STEPS = {"pretrain": 28, "ppo": 14, "balance": 14, "surrogate": 10}
+STEPS = {"pretrain": 28, "ppo": 14, "balance": 14, "surrogate": 14}
 MODEL = ModelConfig(
     layers=1, heads=2, head_size=4, width=8, embedding=4, first_wyckoff_hidden=8, dropout=0.0, attention_dropout=0.0
 )

@@ -26,7 +26,7 @@ from crystalforge.model.published.parity import fixture_tokens, load_fixture
 WORKER = Path(__file__).with_name("ranks_worker.py")
 FIXTURE = Path(__file__).parents[1] / "parity" / "model_tiny.npz"
 pytestmark = pytest.mark.timeout(1200)  # a minute; on a machine full of other work, processes wait for one another
-STEPS = {"pretrain": 28, "ppo": 14, "balance": 14, "surrogate": 10}
+STEPS = {"pretrain": 28, "ppo": 14, "balance": 14, "surrogate": 14}
 # Gradients summed in another order, carried through the run by Adam at 1e-2 and 5e-3; weights are of order 0.1.
 CHANGED_RANKS = 2e-4
 

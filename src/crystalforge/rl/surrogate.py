@@ -1,10 +1,11 @@
 """A quick guess of the reward, learned from the crystals that a run has had scored.
 
 What limits learning is not how many crystals were judged but how many the policy saw: a few thousand rewards suffice
-for trees on a crystal's descriptors to say most of what the reward says (of M3GNet's E_hull 0.61 of the variance from
-1,000, 0.70 from 5,000 crystals of `mp20`), and with their guess any number of further crystals can be learned from for
-the price of drawing them. The guess is never recorded as a reward; every step has fresh crystals judged by the reward
-itself, which correct it where the policy has gone, and say how far off it was there (`surrogate/...` in the metrics).
+for trees on a crystal's descriptors to say most of what the reward says (of M3GNet's E_hull of `mp20`'s crystals 0.59
+of the variance from 1,000, 0.70 from 5,120: `benchmarks/surrogate.py`), and with their guess any number of further
+crystals can be learned from for the price of drawing them. The guess is never recorded as a reward; every step has
+fresh crystals judged by the reward itself, which correct it where the policy has gone, and say how far off it was there
+(`surrogate/...` in the metrics).
 
 Gradient-boosted trees (scikit-learn's), because they fit in seconds, take descriptors of any scale, and cannot
 extrapolate: nothing is ever guessed to be better than the best that was judged.
