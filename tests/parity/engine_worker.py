@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -32,8 +33,10 @@ from crystalforge.integrations.deepspeed import DeepSpeedEngine
 from crystalforge.model.checkpoint import load_model
 from crystalforge.model.config import ModelConfig
 from crystalforge.model.network import CrystalFormer
+from crystalforge.rl import waves
 from crystalforge.rl.config import FinetuneConfig, MonitorConfig
 from crystalforge.rl.finetune import finetune
+from crystalforge.rl.rollout import Source, drawn_by_all
 from crystalforge.rl.testing import ElementReward, ElementScreen
 from crystalforge.training.config import OptimizerConfig, PretrainConfig
 from crystalforge.training.engine import Engine, MakeEngine, TorchEngine
@@ -64,7 +67,6 @@ TUNING: dict[str, dict[str, Any]] = {
     "ppo": COMMON | {"algorithm": "ppo"},
     "balance": COMMON
     | {"algorithm": "balance", "gradient_clip": 13.0, "filter": True, "kept": 8, "average": 0.9, "fade": 0.5},
-    # Its unscored crystals each engine draws for itself.
     "surrogate": COMMON
     | {"algorithm": "balance", "gradient_clip": 13.0, "filter": True, "batch_size": 30, "fade": 0.5,
        "surrogate": {"waves": 2, "batch_size": 24, "minibatch": 16}},
@@ -103,6 +105,22 @@ def new(make: MakeEngine, ranks: Ranks, optimizer: OptimizerConfig = OPTIMIZER) 
     return make(model, optimizer, ranks)
 
 
+def drawn_before(folder: Path) -> Any:
+    """`waves.drawn_by_all`, whose unscored crystals are those that the first engine drew."""
+
+    def draw(model: CrystalFormer, source: Source, first: int, count: int, ranks: Ranks) -> Any:
+        file = folder / f"{first}.pickle"
+        drawn = ranks.by_first(lambda: pickle.loads(file.read_bytes()) if file.exists() else None)
+        if drawn is None:
+            drawn = drawn_by_all(model, source, first, count, ranks)
+            if ranks.leads:
+                folder.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(pickle.dumps(drawn))
+        return drawn
+
+    return draw
+
+
 def tune(algorithm: str, base: Path, out: Path, steps: int, ranks: Ranks, make: MakeEngine) -> None:
     """Fine-tuning from wherever `out` stands."""
     weights = np.zeros(230)
@@ -114,6 +132,7 @@ def tune(algorithm: str, base: Path, out: Path, steps: int, ranks: Ranks, make: 
 
 def tuned(base: Path, out: Path, ranks: Ranks) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """What every engine makes of the crystals that the oracle, torch on two ranks, drew."""
+    waves.drawn_by_all = drawn_before(out / "unscored")
     for algorithm in TUNING:
         for name, make in ENGINES.items():
             folder = ranks.by_first(partial(new_run, out, algorithm, name, ranks.world_size))
