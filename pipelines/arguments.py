@@ -72,6 +72,8 @@ def variants(
         name = f"{algorithm}-" if algorithms else ""
         for tau in taus or [config.finetune.tau]:
             settings = section | {"algorithm": algorithm, "tau": tau}
+            if algorithm != "balance":
+                settings["surrogate"] = None  # balance's own
             validated(FinetuneConfig, settings, source=f"sweep over {algorithm}")
             found += [
                 {

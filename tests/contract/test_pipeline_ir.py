@@ -77,6 +77,15 @@ def test_a_sweep_is_every_tau_with_every_seed_and_nothing_else_differs() -> None
     assert len({json.dumps(s | {"tau": 0}, sort_keys=True) for s in settings}) == 1
 
 
+def test_a_sweep_over_algorithms_takes_the_surrogate_along_where_it_belongs() -> None:
+    ours = {"algorithm": "balance", "filter": True, "batch_size": 60, "surrogate": {"waves": 2}}
+    values = arguments(
+        PIPELINES["sweep"](None), from_sections(finetune=ours), "w", **OPTIONS | {"algorithms": ["balance", "ppo"]}
+    )
+    settings = [json.loads(variant["finetune_config"]) for variant in values["variants"]]
+    assert {(s["algorithm"], s["surrogate"] is not None) for s in settings} == {("balance", True), ("ppo", False)}
+
+
 def test_a_sweep_over_algorithms_gives_each_the_same_budget() -> None:
     options = OPTIONS | {"algorithms": ["ppo", "rloo", "dpo"]}
     values = arguments(PIPELINES["sweep"](None), CONFIG, "w", **options)

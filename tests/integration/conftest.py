@@ -15,15 +15,15 @@ SMALL: dict[str, Any] = {
     "model": {"layers": 1, "heads": 2, "head_size": 16, "width": 32, "embedding": 16, "dropout": 0.0},
     "pretrain": {"epochs": 8, "batch_size": 64, "optimizer": {"learning_rate": 5e-3}},
     "service": {"instances": 1},
-    # As in the quickstart: judged are only crystals that pass the guards, and earlier ones are learned from again.
+    # As in the quickstart: judged are only crystals that pass the guards, and from the third step on, when there are
+    # enough of these to guess from, crystals that nobody judged are learned from too.
     "finetune": {
         "algorithm": "balance",
         "filter": True,
         "steps": 4,
         "batch_size": 24,
-        "kept": 24,
-        "minibatches": 2,
-        "refused": 1.0,
+        "surrogate": {"waves": 2, "batch_size": 48, "minibatch": 24},
+        "lowest": -0.7,
         "fade": 0.1,
         "checkpoint_every": 1,
         "learning_rate": 1e-3,
