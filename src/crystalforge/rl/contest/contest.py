@@ -156,7 +156,8 @@ def learners(config: ContestConfig, tuning: FinetuneConfig) -> list[tuple[str, F
         taus = (tuning.tau, *(tau for tau in config.taus if tau != tuning.tau)) if place == 0 else (tuning.tau,)
         for tau in taus:
             mine = {"algorithm": algorithm, "tau": tau} | config.settings.get(algorithm, {})
-            values = tuning.model_dump() | ({} if algorithm == "balance" else {"surrogate": None}) | mine
+            own: dict[str, Any] = {} if algorithm == "balance" else {"surrogate": None}
+            values = tuning.model_dump() | own | mine
             values |= {"max_scored": config.scored}
             values["steps"] = config.scored // values["batch_size"]
             label = algorithm if tau == tuning.tau else f"{algorithm}-tau{tau!r}"
