@@ -6,7 +6,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+from crystalforge.rl import losses
 from crystalforge.rl.spacegroups import PRIOR, SpacegroupShares
 
 TAU = 0.1
@@ -92,3 +94,43 @@ def test_a_memory_that_was_written_is_read_back_with_the_same_bits():
     again = SpacegroupShares.of(base_law(), json.loads(json.dumps(shares.memory())))
     for name in ("tilt", "total", "count", "shares"):
         np.testing.assert_array_equal(getattr(again, name), getattr(shares, name))
+
+
+def test_policy_and_shares_together_attain_the_attainable_on_an_enumerable_model():
+    """Three groups of four crystals: L* is a finite sum. With the groups' shares as they were, no policy reaches it."""
+    base = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25], [0.05, 0.05, 0.1, 0.8]], dtype=torch.float64)
+    reward = torch.tensor(
+        [[-0.8, -0.1, -0.9, -0.4], [-0.5, -0.6, 0.0, -0.7], [-0.2, -0.9, -0.3, -0.8]], dtype=torch.float64
+    )
+    groups, weights = np.array([2, 62, 225]), base_law()
+    law = torch.from_numpy(weights[groups - 1])
+    within = TAU * torch.log((base * (reward / TAU).exp()).sum(1))
+    best = float(TAU * torch.log((law * (within / TAU).exp()).sum()))
+    bound, start = float((law * within).sum()), float((law * (base * reward).sum(1)).sum())
+
+    def attained(rate: float) -> float:
+        torch.manual_seed(4)
+        logits, shares = base.log().clone().requires_grad_(), SpacegroupShares(weights)
+        optimizer = torch.optim.Adam([logits], lr=0.1)
+        for wave in range(150):
+            optimizer.param_groups[0]["lr"] = 0.1 * (1 - wave / 150)
+            asked = torch.from_numpy(shares.shares[groups - 1])
+            log_p = torch.log_softmax(logits, dim=1)
+            g = torch.multinomial(asked, 200, replacement=True)
+            x = torch.multinomial(log_p.detach().exp()[g], 1)[:, 0]
+            ratio = (log_p.detach() - base.log())[g, x]
+            shares.see(groups[g.numpy()], (reward[g, x] - TAU * ratio).numpy())
+            worth = torch.from_numpy(shares.worth(groups[g.numpy()]))
+            target = base.log()[g, x] + (reward[g, x] - worth) / TAU
+            shares.move(TAU, rate)
+            optimizer.zero_grad()
+            losses.balance(log_p[g, x], target).mean().backward()
+            optimizer.step()
+        log_p, asked = torch.log_softmax(logits.detach(), dim=1), torch.from_numpy(shares.shares[groups - 1])
+        own = (log_p.exp() * (reward - TAU * (log_p - base.log()))).sum(1)
+        value = float((asked * (own - TAU * (asked / law).log())).sum())
+        return (value - start) / (best - start)
+
+    assert attained(0.2) > 0.95
+    assert attained(0.0) < (bound - start) / (best - start) < 0.9
+    assert attained(0.0) > 0.95 * (bound - start) / (best - start)
