@@ -11,7 +11,7 @@ from crystalforge.common.errors import InputError
 from crystalforge.common.settings import validated
 from crystalforge.config import Config
 from crystalforge.integrations.dvc import source_version, version_of
-from crystalforge.rl.config import FinetuneConfig
+from crystalforge.rl.config import FinetuneConfig, switched_to
 
 
 def arguments(
@@ -71,9 +71,7 @@ def variants(
     for algorithm in algorithms or [config.finetune.algorithm]:
         name = f"{algorithm}-" if algorithms else ""
         for tau in taus or [config.finetune.tau]:
-            settings = section | {"algorithm": algorithm, "tau": tau}
-            if algorithm != "balance":
-                settings["surrogate"] = None  # balance's own
+            settings = switched_to(algorithm, section) | {"tau": tau}
             validated(FinetuneConfig, settings, source=f"sweep over {algorithm}")
             found += [
                 {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -107,6 +108,16 @@ class SurrogateConfig(BaseModel):
         description="how far, at each wave, the shares in which space groups are asked for go towards what is best for "
         "the policy as it is; 0: they stay those of the base, as in the paper",
     )
+
+
+def switched_to(algorithm: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` of fine-tuning for another algorithm: what only balance can have is left out for the others.
+
+    >>> switched_to("ppo", {"algorithm": "balance", "surrogate": {}})
+    {'algorithm': 'ppo', 'surrogate': None}
+    """
+    own = {} if algorithm == "balance" else {"surrogate": None}
+    return {**settings, "algorithm": algorithm, **own}
 
 
 class FinetuneConfig(BaseModel):

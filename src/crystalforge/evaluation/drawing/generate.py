@@ -28,11 +28,11 @@ class ModelSource:
     over the base model's estimates the KL divergence of that law.
 
     spacegroup_weights: relative frequency of the 230 space groups, normally the training set's. asked: the
-    frequencies in which the model itself asks for them, where it has learned others; that choice is then a part of
-    log_prob (up to the constant of `spacegroup_weights`, in which both are the same). base: directory of
-    the model against which the KL divergence is estimated; the model itself if None. Sample i of a seed is the same
-    whatever the chunks are. Two models with the same seed get the same space groups and random numbers: a comparison
-    that treats them as independent is then on the safe side.
+    frequencies in which the model itself asks for them, where it has learned others; log_prob then holds ln of their
+    ratio to the former. base: directory of the model against which the KL divergence is estimated; the model itself if
+    None. Sample i of a seed is the same whatever the chunks are. Two models with the same seed get the same random
+    numbers, and where they ask alike the same space groups: a comparison that treats them as independent is then on the
+    safe side.
     """
 
     def __init__(

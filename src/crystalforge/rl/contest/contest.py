@@ -26,7 +26,7 @@ from crystalforge.model.sampling.shares import log_ratio, tilt_of, tilted_shares
 from crystalforge.rewards import tilted
 from crystalforge.rewards.protocol import Reward
 from crystalforge.rl import journal
-from crystalforge.rl.config import FinetuneConfig
+from crystalforge.rl.config import FinetuneConfig, switched_to
 from crystalforge.rl.contest.config import ContestConfig
 from crystalforge.rl.finetune import finetune
 from crystalforge.rl.journal import Scored, join, unique_share
@@ -155,18 +155,18 @@ def learners(config: ContestConfig, tuning: FinetuneConfig) -> list[tuple[str, F
     for place, algorithm in enumerate(config.algorithms):
         taus = (tuning.tau, *(tau for tau in config.taus if tau != tuning.tau)) if place == 0 else (tuning.tau,)
         for tau in taus:
-            mine = {"algorithm": algorithm, "tau": tau} | config.settings.get(algorithm, {})
-            own: dict[str, Any] = {} if algorithm == "balance" else {"surrogate": None}
-            values = tuning.model_dump() | own | mine
-            values |= {"max_scored": config.scored}
-            values["steps"] = config.scored // values["batch_size"]
+            mine = {"tau": tau} | config.settings.get(algorithm, {})
+            values = switched_to(algorithm, tuning.model_dump()) | mine
             label = algorithm if tau == tuning.tau else f"{algorithm}-tau{tau!r}"
-            found.append((label, FinetuneConfig.model_validate(values)))
-    for label, settings in config.variants.items():
-        values = tuning.model_dump() | settings | {"max_scored": config.scored}
-        values["steps"] = config.scored // values["batch_size"]
-        found.append((label, FinetuneConfig.model_validate(values)))
+            found.append((label, _within(config.scored, values)))
+    found += [(label, _within(config.scored, tuning.model_dump() | own)) for label, own in config.variants.items()]
     return found
+
+
+def _within(scored: int, settings: dict[str, Any]) -> FinetuneConfig:
+    """Settings cut to a budget of scored crystals, in whole steps."""
+    cut = {"max_scored": scored, "steps": scored // settings["batch_size"]}
+    return FinetuneConfig.model_validate(settings | cut)
 
 
 def _judge_model(
